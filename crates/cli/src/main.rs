@@ -1,0 +1,2 @@
+//! The `ugraft` program.
+fn main() {}

@@ -1,0 +1,51 @@
+//! The crate's error: what went wrong with which target, in words that name the way out.
+
+use crate::{Pid, RemoteAddr, Tid};
+use std::io;
+
+/// Why something about a target failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No process has this id, or it is gone (ESRCH).
+    #[error("no process {0}; see `ps -e`")]
+    NoSuchProcess(Pid),
+    /// The target exited, was killed, or replaced itself by `exec` while it was worked on.
+    #[error("process {0} died or became another program meanwhile")]
+    TargetGone(Pid),
+    /// The kernel refused access to the target (EPERM/EACCES).
+    #[error("not allowed to trace process {0}: {1}")]
+    Permission(Pid, String),
+    /// Memory of the target could not be read or written.
+    #[error("cannot {action} {len} bytes at {addr} of process {pid}: {source}")]
+    Memory {
+        /// The target.
+        pid: Pid,
+        /// `read` or `write`.
+        action: &'static str,
+        /// Where.
+        addr: RemoteAddr,
+        /// How much, in bytes.
+        len: usize,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A file of procfs could not be read or did not have the form that proc(5) gives.
+    #[error("cannot read {path}: {source}")]
+    Proc {
+        /// The file.
+        path: String,
+        /// What the kernel said, or what was wrong with the text.
+        source: io::Error,
+    },
+    /// A ptrace request failed on a thread.
+    #[error("{request} on thread {tid} failed: {source}")]
+    Ptrace {
+        /// Name of the request, as in ptrace(2).
+        request: &'static str,
+        /// The thread.
+        tid: Tid,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,15 @@
+//! A live target process: what it is made of, and how it is changed.
+#![deny(unsafe_code)]
+
+pub mod maps;
+pub mod memory;
+
+mod error;
+mod ids;
+
+pub use error::Error;
+pub use ids::{Pid, Tid};
+pub use ugraft_image::{FileOffset, LinkAddr, RemoteAddr};
+
+/// What every fallible function of this crate returns.
+pub type Result<T, E = Error> = core::result::Result<T, E>;
