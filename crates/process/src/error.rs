@@ -48,4 +48,25 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The state area in the target is not one that this tool can use.
+    #[error("the state area at {at} in the target cannot be used: {why}")]
+    StateArea {
+        /// Where it lies.
+        at: RemoteAddr,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A documented limit would be passed (E2BIG).
+    #[error("{wanted} {what} are wanted, and the limit is {limit}")]
+    Limit {
+        /// What is counted.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+        /// What was asked for.
+        wanted: u64,
+    },
+    /// Another tool is at work on the target (EBUSY).
+    #[error("another ugraft is at work on process {0}; try again when it has finished")]
+    Busy(Pid),
 }

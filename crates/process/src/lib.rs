@@ -1,8 +1,11 @@
 //! A live target process: what it is made of, and how it is changed.
 #![deny(unsafe_code)]
 
+pub mod lock;
+pub mod log_ring;
 pub mod maps;
 pub mod memory;
+pub mod state_area;
 
 mod error;
 mod ids;
