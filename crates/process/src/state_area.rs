@@ -1,22 +1,19 @@
 //! The state area: the truth about a target, kept inside the target.
 //!
 //! One private memfd mapping, found by its name in the maps, copied by `fork` together with the patched text and
-//! gone with `exec`. The tool writes it from outside; the target's code (the stubs) only reads it. It holds
+//! gone with `exec`. The tool writes it from outside; to the target's own code it is read-only. It holds
 //!
 //! ```text
-//! header           magic, version, where the rest lies        written once, magic last
-//! current          which document counts                      one aligned store flips it
-//! transition word  what the stubs ask first                   one byte
-//! log ring         see `log_ring`
-//! pending tables   two, what the stubs ask second             see `pending`
-//! documents        two slots, the one that counts and the next one
+//! header      magic, version, where the rest lies                 written once, magic last
+//! current     which document counts                               one aligned store flips it
+//! log ring    see `log_ring`
+//! documents   two slots, the one that counts and the next one
 //! ```
 //!
 //! Invariants:
 //! - A document slot that `current` names is whole: it is written, checked by its own length and checksum, before
 //!   `current` is stored, and not touched again while it counts. A tool killed at any instant leaves the old
 //!   document or the new one.
-//! - The transition word is one byte, so that no reader ever sees half a store.
 //! - Offsets are read from the header, never assumed, so that a tool of another version finds its way.
 
 use crate::maps::{Mapping, Maps};
@@ -28,25 +25,18 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 /// Name of the area's memfd; the maps show it as `/memfd:ugraft:state (deleted)`.
 pub const AREA_NAME: &str = "ugraft:state";
 
-/// Slots of a pending table; one slot is 16 bytes, and a table is used to at most a quarter.
-pub const TABLE_SLOTS: u64 = 64 * 1024;
-
 const MAGIC: [u8; 8] = *b"ugraft\x00\x01";
 const VERSION: u32 = 1;
 const PAGE: u64 = 4096;
 const LOG_LEN: u64 = 32 * 1024;
-const TABLE_LEN: u64 = TABLE_SLOTS * 16;
 const SLOT_LEN: u64 = 4 * 1024 * 1024;
 const LOG_AT: u64 = PAGE;
-const TABLES_AT: u64 = LOG_AT + LOG_LEN;
-const SLOTS_AT: u64 = TABLES_AT + 2 * TABLE_LEN;
+const SLOTS_AT: u64 = LOG_AT + LOG_LEN;
 
 /// Length of the area in bytes. Pages never written cost address space only.
 pub const AREA_LEN: u64 = SLOTS_AT + 2 * SLOT_LEN;
 
-/// `current` and the transition word lie on cache lines of their own: busy stubs read the word.
 const CURRENT_AT: u64 = 0x100;
-const WORD_AT: u64 = 0x140;
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -56,15 +46,12 @@ struct Header {
     checksum: u32,
     len: u64,
     current: u64,
-    word: u64,
     log: [u64; 2],
-    tables: [u64; 2],
-    table_slots: u64,
     slots: [u64; 2],
     slot_len: u64,
 }
 
-const _: () = assert!(size_of::<Header>() == 104 && size_of::<Header>() <= CURRENT_AT as usize);
+const _: () = assert!(size_of::<Header>() == 72 && size_of::<Header>() <= CURRENT_AT as usize);
 
 impl Header {
     fn new() -> Self {
@@ -74,10 +61,7 @@ impl Header {
             checksum: 0,
             len: AREA_LEN,
             current: CURRENT_AT,
-            word: WORD_AT,
             log: [LOG_AT, LOG_LEN],
-            tables: [TABLES_AT, TABLES_AT + TABLE_LEN],
-            table_slots: TABLE_SLOTS,
             slots: [SLOTS_AT, SLOTS_AT + SLOT_LEN],
             slot_len: SLOT_LEN,
         };
@@ -94,14 +78,11 @@ impl Header {
     /// Whether every part lies inside the area, so that a damaged header cannot lead a write astray.
     fn is_sound(&self, mapped: u64) -> bool {
         let inside = |at: u64, len: u64| at.checked_add(len).is_some_and(|end| end <= self.len);
-        let table_len = self.table_slots.checked_mul(16);
         self.checksum == self.computed_checksum()
             && self.len == mapped
             && inside(self.current, 8)
             && self.current.is_multiple_of(8)
-            && inside(self.word, 1)
             && inside(self.log[0], self.log[1])
-            && table_len.is_some_and(|len| self.tables.iter().all(|&at| inside(at, len)))
             && self.slots.iter().all(|&at| inside(at, self.slot_len))
     }
 }
@@ -176,46 +157,10 @@ impl StateArea {
         self.base..self.base.offset(self.header.len as i64)
     }
 
-    /// Where the transition word lies.
-    #[must_use]
-    pub fn word_addr(&self) -> RemoteAddr {
-        self.at(self.header.word)
-    }
-
-    /// Where pending table `index` (0 or 1) lies.
-    #[must_use]
-    pub fn table_addr(&self, index: usize) -> RemoteAddr {
-        self.at(self.header.tables[index])
-    }
-
-    /// How many slots of 16 bytes a pending table can have.
-    #[must_use]
-    pub fn table_slots(&self) -> u64 {
-        self.header.table_slots
-    }
-
     /// Where the log ring lies, and its length in bytes.
     #[must_use]
     pub fn log_ring(&self) -> (RemoteAddr, u64) {
         (self.at(self.header.log[0]), self.header.log[1])
-    }
-
-    /// The transition word.
-    ///
-    /// # Errors
-    /// [`Error::Memory`] on a failed read.
-    pub fn word(&self, memory: &Memory) -> Result<u8> {
-        let mut byte = [0];
-        memory.read(self.word_addr(), &mut byte)?;
-        Ok(byte[0])
-    }
-
-    /// Stores the transition word: the instant at which a transition begins, turns round, or is over.
-    ///
-    /// # Errors
-    /// [`Error::Memory`] on a failed write.
-    pub fn set_word(&self, memory: &Memory, word: u8) -> Result<()> {
-        memory.write(self.word_addr(), &[word])
     }
 
     /// The document that counts.

@@ -1,0 +1,78 @@
+//! How results are said: results on stdout, everything else on stderr.
+
+use crate::args::OutputArgs;
+use serde_json::{Map, Value, json};
+use std::io::{IsTerminal, Write};
+
+/// Name and version of the JSON schema; the number grows when a field changes its meaning or goes away.
+pub const SCHEMA: &str = "ugraft/1";
+
+/// What a command has to say.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The fields of the JSON object, beside `schema`, `command`, `ok` and `exit_code`.
+    pub json: Value,
+    /// The text for people, without a last line end; may be empty.
+    pub text: String,
+    /// Remarks for people that are not the result; they go to stderr.
+    pub notes: Vec<String>,
+    /// The exit code.
+    pub exit_code: u8,
+}
+
+impl Outcome {
+    /// A success.
+    pub fn new(json: Value, text: String) -> Self {
+        Self { json, text, notes: Vec::new(), exit_code: 0 }
+    }
+}
+
+/// Prints what a command has to say; a reader that went away (EPIPE) is no error.
+pub fn print_outcome(command: &str, outcome: &Outcome, how: OutputArgs) {
+    if how.json {
+        let ok = outcome.exit_code == 0;
+        print_json(command, ok, outcome.exit_code, outcome.json.clone());
+        return;
+    }
+    if how.quiet {
+        return;
+    }
+    for note in &outcome.notes {
+        let _ = writeln!(std::io::stderr(), "ugraft: {note}");
+    }
+    if !outcome.text.is_empty() {
+        let _ = writeln!(std::io::stdout(), "{}", outcome.text);
+    }
+}
+
+/// Prints a failure.
+pub fn print_error(command: &str, message: &str, kind: &str, exit_code: u8, details: Value, how: OutputArgs) {
+    if how.json {
+        let mut error = json!({ "kind": kind, "message": message });
+        if !details.is_null() {
+            error["details"] = details;
+        }
+        print_json(command, false, exit_code, json!({ "error": error }));
+        return;
+    }
+    let _ = writeln!(std::io::stderr(), "ugraft: {message}");
+}
+
+fn print_json(command: &str, ok: bool, exit_code: u8, fields: Value) {
+    let mut object = Map::new();
+    object.insert("schema".into(), SCHEMA.into());
+    object.insert("command".into(), command.into());
+    object.insert("ok".into(), ok.into());
+    object.insert("exit_code".into(), exit_code.into());
+    if let Value::Object(fields) = fields {
+        object.extend(fields);
+    }
+    let _ = writeln!(std::io::stdout(), "{:#}", Value::Object(object));
+}
+
+/// Whether stdout takes colours: a terminal, and neither `NO_COLOR` (no-color.org) nor `TERM=dumb`.
+pub fn colours() -> bool {
+    let off = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|v| v == "dumb");
+    std::io::stdout().is_terminal() && !off && !dumb
+}
