@@ -1,5 +1,8 @@
 //! The crate's error: what went wrong with which target, in words that name the way out.
 
+use crate::entry::EntryRefusal;
+use crate::pending::PendingError;
+use crate::thunk::ThunkError;
 use crate::{Pid, RemoteAddr, Tid};
 use std::io;
 
@@ -69,4 +72,23 @@ pub enum Error {
     /// Another tool is at work on the target (EBUSY).
     #[error("another ugraft is at work on process {0}; try again when it has finished")]
     Busy(Pid),
+    /// A function's code does not allow a redirect.
+    #[error("cannot redirect {function}: {reason}")]
+    Entry {
+        /// Its name.
+        function: String,
+        /// Why not.
+        reason: EntryRefusal,
+    },
+    /// A function's original cannot be kept callable while it is redirected.
+    #[error("cannot redirect {function}: {reason}")]
+    Thunk {
+        /// Its name.
+        function: String,
+        /// Why not.
+        reason: ThunkError,
+    },
+    /// The list of threads that a transition waits for cannot be made or read.
+    #[error(transparent)]
+    Pending(#[from] PendingError),
 }

@@ -1,11 +1,17 @@
 //! A live target process: what it is made of, and how it is changed.
 #![deny(unsafe_code)]
 
+pub mod entry;
+pub mod function;
 pub mod lock;
 pub mod log_ring;
 pub mod maps;
 pub mod memory;
+pub mod pending;
 pub mod state_area;
+pub mod stub;
+pub mod thunk;
+pub mod trampoline;
 
 mod error;
 mod ids;

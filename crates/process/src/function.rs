@@ -1,0 +1,321 @@
+//! What the code of a function says about its first bytes: who branches into them, and what lies behind the function.
+//!
+//! Questions are answered from the bytes of the file, not from those in memory: a breakpoint in the middle of a
+//! function must not hide the instruction below it.
+//!
+//! How branches are found:
+//! - Those with a 32-bit displacement (`call`, `jmp`, `jcc`, `xbegin`) and `lea` of an address are looked for at *every* byte
+//!   offset of the text at hand, decoded or not, so that neither data among the code nor a function without a symbol
+//!   hides one. Four bytes that merely look like one occur by chance once in some 10^10 bytes.
+//! - Those with an 8-bit displacement reach 128 bytes. There the code is decoded: from the function's start onwards, and from
+//!   some way before it up to its start (x86 code read from a wrong offset falls into step within a few
+//!   instructions). Where decoding fails, every offset is looked at as above.
+//! - Indirect jumps land at targets that a table lists. Tables that the function addresses by `lea` (offsets relative to the
+//!   table, from gcc and clang) or by a 32-bit address (pointers) are read where the caller has the object's read-only
+//!   data. Assumption for the rest: no landing pad of an exception and no computed `goto` lies in bytes 1 to 4 of
+//!   a function.
+
+use crate::RemoteAddr;
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use std::ops::Range;
+
+/// How far a branch with an 8-bit displacement reaches, in bytes.
+const SHORT_REACH: i64 = 128;
+/// How far before the short branches' reach decoding starts, to be in step by then.
+const SYNC: i64 = 64;
+/// Most entries of a jump table that are looked at.
+const MAX_TABLE_ENTRIES: usize = 4096;
+/// Longest x86 instruction, in bytes.
+pub(crate) const MAX_INSTRUCTION: usize = 15;
+
+/// Bytes of the target and where they lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Text<'a> {
+    /// Address of the first byte.
+    pub addr: RemoteAddr,
+    /// The bytes.
+    pub bytes: &'a [u8],
+}
+
+impl<'a> Text<'a> {
+    /// The addresses covered.
+    #[must_use]
+    pub fn range(&self) -> Range<RemoteAddr> {
+        self.addr..self.addr.offset(self.bytes.len() as i64)
+    }
+
+    /// The bytes of `range`; `None` where it is not covered entirely.
+    #[must_use]
+    pub fn get(&self, range: Range<RemoteAddr>) -> Option<&'a [u8]> {
+        let start = usize::try_from(range.start.distance_from(self.addr)).ok()?;
+        let len = usize::try_from(range.end.distance_from(range.start)).ok()?;
+        self.bytes.get(start..start.checked_add(len)?)
+    }
+
+    /// The bytes from `addr` to the end; `None` where `addr` is not covered.
+    #[must_use]
+    pub fn tail(&self, addr: RemoteAddr) -> Option<&'a [u8]> {
+        self.bytes.get(usize::try_from(addr.distance_from(self.addr)).ok()?..)
+    }
+
+    /// The part of it that lies in `range`, perhaps empty.
+    pub(crate) fn clip(&self, range: Range<RemoteAddr>) -> Text<'a> {
+        let all = self.range();
+        let start = range.start.max(all.start).min(all.end);
+        let end = range.end.min(all.end).max(start);
+        Text { addr: start, bytes: self.get(start..end).unwrap_or_default() }
+    }
+}
+
+/// A function of the target, and what is known about its surroundings. Everything but the first three fields
+/// may be left empty; the more is given, the more can be done and the more is checked.
+#[derive(Clone, Copy, Debug)]
+pub struct Function<'a> {
+    /// Its first byte.
+    pub start: RemoteAddr,
+    /// Its length in bytes, from its symbol or its frame description.
+    pub size: u64,
+    /// Executable bytes around it, as the *file* has them: at least the function and, where it is shorter than a jump, the
+    /// padding behind it; best the whole segment, since branches from anywhere in it into the entry are looked for.
+    pub text: Text<'a>,
+    /// The same in memory: at least the first 32 bytes of the function where it is that long, and padding behind it. Where
+    /// they differ from the file, somebody else changed the text. `None` leaves that unchecked.
+    pub memory: Option<Text<'a>>,
+    /// Extents of functions known nearby, its own and its cold parts' among them or not, in any order.
+    pub neighbours: &'a [Range<RemoteAddr>],
+    /// Read-only data of its object, where jump tables lie.
+    pub data: &'a [Text<'a>],
+    /// Padding that is already promised to others; see [`Entry::written`](crate::entry::Entry::written).
+    pub taken: &'a [Range<RemoteAddr>],
+}
+
+impl Function<'_> {
+    /// One past its last byte.
+    #[must_use]
+    pub fn end(&self) -> RemoteAddr {
+        self.start.offset(self.size as i64)
+    }
+}
+
+/// Something that makes control, or an address, come into bytes that would be overwritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Intruder {
+    /// A branch or call at this address leads to `to`.
+    Branch { from: RemoteAddr, to: RemoteAddr },
+    /// An instruction at this address takes the address `to`.
+    Address { from: RemoteAddr, to: RemoteAddr },
+    /// A jump table at this address lists `to`.
+    Table { table: RemoteAddr, to: RemoteAddr },
+}
+
+impl Intruder {
+    pub(crate) fn ends(self) -> (RemoteAddr, RemoteAddr) {
+        match self {
+            Self::Branch { from, to } | Self::Address { from, to } | Self::Table { table: from, to } => {
+                (from, to)
+            }
+        }
+    }
+}
+
+/// All intruders into `hot` that can be found, in no particular order.
+pub(crate) fn intruders(f: &Function<'_>, hot: Range<RemoteAddr>) -> Vec<Intruder> {
+    if hot.start >= hot.end {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    long_branches(f.text, &hot, &mut found);
+    let before = f.text.clip(hot.start.offset(-SHORT_REACH - SYNC)..f.start);
+    let after = f.text.clip(f.start..hot.end.offset(SHORT_REACH + MAX_INSTRUCTION as i64));
+    short_branches(before, &hot, &mut found);
+    short_branches(after, &hot, &mut found);
+    jump_tables(f, &hot, &mut found);
+    found
+}
+
+/// Branches with a 32-bit displacement, and `lea` relative to the instruction pointer, at every offset.
+fn long_branches(text: Text<'_>, hot: &Range<RemoteAddr>, found: &mut Vec<Intruder>) {
+    let width = hot.end.distance_from(hot.start) as u32;
+    // Displacement at offset i leads to base + i + 4 + rel: modulo 2^32 that is enough to sort out nearly all.
+    let wanted = (hot.start.0 as u32).wrapping_sub(text.addr.0 as u32).wrapping_sub(4);
+    for (i, window) in text.bytes.windows(4).enumerate() {
+        let rel = u32::from_le_bytes([window[0], window[1], window[2], window[3]]);
+        if rel.wrapping_add(i as u32).wrapping_sub(wanted) >= width {
+            continue;
+        }
+        let to = text.addr.offset(i as i64 + 4 + i64::from(rel as i32));
+        if !hot.contains(&to) || i < 1 {
+            continue;
+        }
+        let before = if i >= 2 { text.bytes[i - 2] } else { 0 };
+        let last = text.bytes[i - 1];
+        let at = |back: i64| text.addr.offset(i as i64 - back);
+        match (before, last) {
+            (_, 0xe8 | 0xe9) => found.push(Intruder::Branch { from: at(1), to }),
+            (0x0f, 0x80..=0x8f) | (0xc7, 0xf8) => found.push(Intruder::Branch { from: at(2), to }),
+            (0x8d, modrm) if modrm & 0xc7 == 0x05 => found.push(Intruder::Address { from: at(2), to }),
+            _ => {}
+        }
+    }
+}
+
+/// Branches with an 8-bit displacement, by decoding `text` from its start.
+fn short_branches(text: Text<'_>, hot: &Range<RemoteAddr>, found: &mut Vec<Intruder>) {
+    let mut decoder = Decoder::with_ip(64, text.bytes, text.addr.0, DecoderOptions::NONE);
+    let mut instruction = Instruction::default();
+    while decoder.can_decode() {
+        let at = decoder.position();
+        decoder.decode_out(&mut instruction);
+        if instruction.is_invalid() {
+            // Data, or out of step: take each of the bytes for a short branch, and go on behind the first.
+            if let [0x70..=0x7f | 0xe0..=0xe3 | 0xeb, rel, ..] = text.bytes[at..] {
+                let next = text.addr.offset(at as i64 + 2);
+                let to = next.offset(i64::from(rel as i8));
+                if hot.contains(&to) {
+                    found.push(Intruder::Branch { from: next.offset(-2), to });
+                }
+            }
+            if decoder.set_position(at + 1).is_err() {
+                break;
+            }
+            decoder.set_ip(text.addr.offset(at as i64 + 1).0);
+            continue;
+        }
+        let to = RemoteAddr(instruction.near_branch_target());
+        if is_near_branch(&instruction) && hot.contains(&to) {
+            found.push(Intruder::Branch { from: RemoteAddr(instruction.ip()), to });
+        }
+    }
+}
+
+/// Whether its first operand is a destination in the code.
+pub(crate) fn is_near_branch(instruction: &Instruction) -> bool {
+    matches!(instruction.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64)
+}
+
+/// Jump tables that the function may use, where their bytes are at hand.
+fn jump_tables(f: &Function<'_>, hot: &Range<RemoteAddr>, found: &mut Vec<Intruder>) {
+    let body = f.text.clip(f.start..f.end());
+    for i in 0..body.bytes.len().saturating_sub(6) {
+        let b = &body.bytes[i..i + 7];
+        let field = i32::from_le_bytes([b[3], b[4], b[5], b[6]]);
+        if b[0] & 0xf8 == 0x48 && b[1] == 0x8d && b[2] & 0xc7 == 0x05 {
+            // lea reg, [rip+table]: 32-bit offsets from the table's start.
+            let table = body.addr.offset(i as i64 + 7 + i64::from(field));
+            for entry in entries::<4>(f, table) {
+                let to = table.offset(i64::from(i32::from_le_bytes(entry)));
+                if !near(f, to) {
+                    break;
+                }
+                note_table(hot, table, to, found);
+            }
+        } else if b[0] == 0xff && b[1] == 0x24 && b[2] & 0xc7 == 0xc5 {
+            // jmp [table+reg*8]: pointers.
+            let table = RemoteAddr(i64::from(field) as u64);
+            for entry in entries::<8>(f, table) {
+                let to = RemoteAddr(u64::from_le_bytes(entry));
+                if !near(f, to) {
+                    break;
+                }
+                note_table(hot, table, to, found);
+            }
+        }
+    }
+}
+
+fn note_table(hot: &Range<RemoteAddr>, table: RemoteAddr, to: RemoteAddr, found: &mut Vec<Intruder>) {
+    if hot.contains(&to) {
+        found.push(Intruder::Table { table, to });
+    }
+}
+
+/// What lies at `table` in the object's data, as entries of `N` bytes.
+fn entries<'a, const N: usize>(f: &Function<'a>, table: RemoteAddr) -> impl Iterator<Item = [u8; N]> + 'a {
+    let bytes = f.data.iter().find_map(|data| data.tail(table)).unwrap_or_default();
+    bytes.chunks_exact(N).take(MAX_TABLE_ENTRIES).filter_map(|chunk| chunk.try_into().ok())
+}
+
+/// Whether `to` can be a target of the function's own table: in its body, or a cold part somewhere in the text.
+fn near(f: &Function<'_>, to: RemoteAddr) -> bool {
+    f.text.range().contains(&to)
+}
+
+/// How many of the leading `bytes`, which lie at `addr`, are padding as compilers, assemblers and linkers lay between functions: nops
+/// of any length, `int3`, zeros.
+pub(crate) fn padding(addr: RemoteAddr, bytes: &[u8]) -> usize {
+    let mut done = 0;
+    while done < bytes.len() {
+        if matches!(bytes[done], 0xcc | 0x00) {
+            done += 1;
+            continue;
+        }
+        let mut decoder =
+            Decoder::with_ip(64, &bytes[done..], addr.offset(done as i64).0, DecoderOptions::NONE);
+        let instruction = decoder.decode();
+        if !is_nop(&instruction) {
+            break;
+        }
+        done += instruction.len();
+    }
+    done
+}
+
+/// Whether an instruction does nothing: the nops that are named so, and `lea reg, [reg+0]`, which old assemblers used.
+fn is_nop(instruction: &Instruction) -> bool {
+    match instruction.mnemonic() {
+        Mnemonic::Nop => true,
+        Mnemonic::Lea => {
+            instruction.code() == Code::Lea_r64_m
+                && instruction.memory_base() == instruction.op0_register()
+                && instruction.memory_index() == Register::None
+                && instruction.memory_displacement64() == 0
+        }
+        _ => false,
+    }
+}
+
+/// Whether control never goes on behind it.
+pub(crate) fn is_terminator(instruction: &Instruction) -> bool {
+    matches!(
+        instruction.flow_control(),
+        FlowControl::UnconditionalBranch | FlowControl::IndirectBranch | FlowControl::Return
+    ) || matches!(instruction.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 | Mnemonic::Hlt)
+}
+
+/// Padding between functions near `around`, in which a jump may lie: gaps of the known functions that are filled with padding
+/// entirely, behind a function that control cannot leave at its end.
+pub(crate) fn gaps(f: &Function<'_>, around: Range<RemoteAddr>) -> Vec<Range<RemoteAddr>> {
+    let mut known: Vec<_> =
+        f.neighbours.iter().cloned().chain([f.start..f.end()]).filter(|r| r.start < r.end).collect();
+    known.sort_unstable_by_key(|r| (r.start, r.end));
+    let mut gaps = Vec::new();
+    let mut last: Option<Range<RemoteAddr>> = None;
+    for next in known {
+        if let Some(previous) = &last {
+            let gap = previous.end..next.start;
+            if gap.start < gap.end
+                && gap.start < around.end
+                && around.start < gap.end
+                && f.text.get(gap.clone()).is_some_and(|bytes| padding(gap.start, bytes) == bytes.len())
+                && ends_for_good(f, previous)
+            {
+                gaps.push(gap);
+            }
+        }
+        if last.as_ref().is_none_or(|previous| next.end > previous.end) {
+            last = Some(next);
+        }
+    }
+    gaps
+}
+
+/// Whether the last instruction of a function is a [terminator](is_terminator), in the decoding from its start.
+fn ends_for_good(f: &Function<'_>, extent: &Range<RemoteAddr>) -> bool {
+    let Some(bytes) = f.text.get(extent.clone()) else { return false };
+    let mut decoder = Decoder::with_ip(64, bytes, extent.start.0, DecoderOptions::NONE);
+    let mut instruction = Instruction::default();
+    while decoder.can_decode() {
+        decoder.decode_out(&mut instruction);
+    }
+    !instruction.is_invalid() && instruction.next_ip() == extent.end.0 && is_terminator(&instruction)
+}
