@@ -8,10 +8,13 @@ pub mod log_ring;
 pub mod maps;
 pub mod memory;
 pub mod pending;
+pub mod scan;
+pub mod stacks;
 pub mod state_area;
 pub mod stub;
 pub mod thunk;
 pub mod trampoline;
+pub mod watch;
 
 mod error;
 mod ids;

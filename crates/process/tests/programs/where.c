@@ -1,0 +1,83 @@
+/* Stops (int3) with one function live in a place that the argument names. */
+#define _GNU_SOURCE
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#define NOINLINE __attribute__((noinline, noclone))
+
+static volatile int sink;
+
+NOINLINE void leaf(void) { __asm__ volatile("int3" ::: "memory"); sink++; }
+NOINLINE void elsewhere(void) { sink += 2; }
+NOINLINE void inner(void) { leaf(); sink++; }
+NOINLINE void wanted(void) { inner(); sink++; }
+NOINLINE void wanted_deep(int n) { if (n) wanted_deep(n - 1); else inner(); sink++; }
+
+static void handler(int sig) { (void)sig; leaf(); sink++; }
+NOINLINE void wanted_interrupted(void) { raise(SIGUSR1); sink++; }
+NOINLINE void wanted_faulting(void) { sink++; *(volatile int *)16 = 1; sink++; }
+
+static void fault_handler(int sig) { (void)sig; leaf(); _exit(0); }
+
+static void *thread(void *arg) { ((void (*)(void))arg)(); return 0; }
+
+static ucontext_t main_context, coroutine_context;
+static void coroutine(void) { leaf(); swapcontext(&coroutine_context, &main_context); }
+NOINLINE void wanted_suspended(void) { swapcontext(&main_context, &coroutine_context); sink++; }
+
+static void on_thread(void (*f)(void)) {
+    pthread_t t;
+    pthread_create(&t, 0, thread, (void *)f);
+    pthread_join(t, 0);
+}
+
+static void use_alternate_stack(void *memory, size_t size) {
+    stack_t alternate = {.ss_sp = memory, .ss_size = size};
+    sigaltstack(&alternate, 0);
+    struct sigaction sa = {.sa_handler = handler, .sa_flags = SA_ONSTACK};
+    sigaction(SIGUSR1, &sa, 0);
+    sa.sa_handler = fault_handler;
+    sigaction(SIGSEGV, &sa, 0);
+}
+
+static void alternate_on_thread(void) {
+    use_alternate_stack(malloc(1 << 16), 1 << 16);
+    wanted_interrupted();
+}
+
+int main(int argc, char **argv) {
+    const char *where = argc > 1 ? argv[1] : "";
+    if (!strcmp(where, "plain")) wanted();
+    if (!strcmp(where, "deep")) wanted_deep(20000);
+    if (!strcmp(where, "not")) { elsewhere(); inner(); }
+    if (!strcmp(where, "stale")) { wanted_deep(100); inner(); }
+    if (!strcmp(where, "thread")) on_thread(wanted);
+    if (!strcmp(where, "thread-not")) on_thread(inner);
+    if (!strcmp(where, "signal")) {
+        struct sigaction sa = {.sa_handler = handler};
+        sigaction(SIGUSR1, &sa, 0);
+        wanted_interrupted();
+    }
+    if (!strcmp(where, "altstack")) {
+        use_alternate_stack(mmap(0, 1 << 16, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), 1 << 16);
+        wanted_interrupted();
+    }
+    if (!strcmp(where, "fault")) {
+        use_alternate_stack(mmap(0, 1 << 16, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), 1 << 16);
+        wanted_faulting();
+    }
+    if (!strcmp(where, "altstack-thread")) on_thread(alternate_on_thread);
+    if (!strcmp(where, "coroutine")) {
+        getcontext(&coroutine_context);
+        coroutine_context.uc_stack.ss_sp = mmap(0, 1 << 16, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        coroutine_context.uc_stack.ss_size = 1 << 16;
+        makecontext(&coroutine_context, coroutine, 0);
+        wanted_suspended();
+    }
+    return 0;
+}
