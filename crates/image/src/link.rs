@@ -1,0 +1,513 @@
+//! Links a verified patch for its place in a target: resolves what it wants from there, fills the GOT and the PLT and
+//! applies the relocations. The result is bytes to copy; it is checked against the patch before it is handed out.
+
+use crate::RemoteAddr;
+use crate::error::{Error, Result};
+use crate::klp_symbol::KlpSymbol;
+use crate::layout::{GOT_ENTRY, PLT_ENTRY};
+use crate::limits::PAGE_SIZE;
+use crate::patch::{Import, PatchFile, Place, SymbolKind};
+use crate::reloc::{Kind, Reloc};
+use crate::sections::Part;
+use crate::structures::Spot;
+use std::collections::HashMap;
+
+/// The end of the addresses that user space can have with four-level page tables.
+const USER_END: u64 = 1 << 47;
+/// What 32-bit absolute addresses, sign-extended, reach.
+const LOW_END: u64 = 1 << 31;
+/// Fills what no instruction reaches in the text: `int3`.
+const TRAP: u8 = 0xcc;
+
+/// What a target says about a symbol.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resolution {
+    /// Its address; for an IFUNC that of the chosen implementation.
+    Address(RemoteAddr),
+    /// A thread-local variable in the static TLS block: its offset from the thread pointer (the fs base), negative on
+    /// x86-64. The same in every thread.
+    TpOffset(i64),
+    /// The target has no such symbol. For a weak one that means 0.
+    NotFound,
+    /// It cannot be said, or not used, for this reason ("there are 3 of that name").
+    Refused(String),
+}
+
+/// Finds the patch's undefined symbols in the target.
+pub trait Resolve {
+    /// An ordinary symbol, to be found as the target's own loader would: in the global scope, in order, in the version
+    /// that `import` states if it states one.
+    fn symbol(&mut self, import: &Import) -> Resolution;
+    /// A symbol of one object by its place in that object's symbol table, exported or not.
+    fn klp_symbol(&mut self, klp: &KlpSymbol, import: &Import) -> Resolution;
+}
+
+/// A part of the linked image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// Which part, and so how it is to be protected once its bytes are there.
+    pub part: Part,
+    /// Where it begins, on a page.
+    pub addr: RemoteAddr,
+    /// Its content; the rest up to `mem_size` is zero.
+    pub bytes: Vec<u8>,
+    /// Bytes in use. Its last page may have more, which are zero.
+    pub mem_size: u64,
+}
+
+/// A part of a function that the compiler split off (`foo.cold`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ColdPart {
+    /// Where it begins.
+    pub addr: RemoteAddr,
+    /// In bytes.
+    pub size: u64,
+}
+
+/// A function of the image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Function {
+    /// Its name in the patch.
+    pub name: String,
+    /// Its entry.
+    pub addr: RemoteAddr,
+    /// In bytes, without the cold parts.
+    pub size: u64,
+    /// What belongs to it and lies elsewhere.
+    pub cold: Vec<ColdPart>,
+}
+
+/// The addresses of an object's callbacks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LinkedCallbacks {
+    /// `int pre_patch(struct klp_object *)`
+    pub pre_patch: Option<RemoteAddr>,
+    /// `void post_patch(struct klp_object *)`
+    pub post_patch: Option<RemoteAddr>,
+    /// `void pre_unpatch(struct klp_object *)`
+    pub pre_unpatch: Option<RemoteAddr>,
+    /// `void post_unpatch(struct klp_object *)`
+    pub post_unpatch: Option<RemoteAddr>,
+}
+
+/// An object of the patch, as it lies in the image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkedObject {
+    /// Its `struct klp_object`, the argument of its callbacks.
+    pub addr: RemoteAddr,
+    /// The new functions, in the metadata's order.
+    pub new_funcs: Vec<Function>,
+    /// Its callbacks.
+    pub callbacks: LinkedCallbacks,
+}
+
+/// A function of the image with a name, for backtraces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageSymbol {
+    /// Its name.
+    pub name: String,
+    /// Where it begins.
+    pub addr: RemoteAddr,
+    /// In bytes.
+    pub size: u64,
+}
+
+/// A patch linked for its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkedImage {
+    /// Where it begins.
+    pub base: RemoteAddr,
+    /// Bytes of the whole, whole pages.
+    pub size: u64,
+    /// Its parts, in order of address, without gaps.
+    pub segments: Vec<Segment>,
+    /// The `struct klp_patch`.
+    pub patch: RemoteAddr,
+    /// Its objects, in the metadata's order.
+    pub objects: Vec<LinkedObject>,
+    /// All its functions, sorted by address.
+    pub symbols: Vec<ImageSymbol>,
+    /// The unwind tables (`.eh_frame`), ended by a zero word: address and size without that word.
+    pub eh_frame: Option<(RemoteAddr, u64)>,
+    /// What was found for each of [`PatchFile::imports`]; a missing weak symbol is `Address(0)`.
+    pub imports: Vec<Resolution>,
+}
+
+impl LinkedImage {
+    /// `len` bytes of content at `addr`.
+    pub(crate) fn bytes(&self, addr: RemoteAddr, len: usize) -> Option<&[u8]> {
+        self.segments.iter().find_map(|s| {
+            let start = usize::try_from(addr.0.checked_sub(s.addr.0)?).ok()?;
+            s.bytes.get(start..start.checked_add(len)?)
+        })
+    }
+}
+
+/// Links `patch` for `base`, which must be page-aligned and free for [`crate::Layout::size`] bytes, and below 2 GiB if the layout
+/// says so. All missing symbols are reported in one error.
+pub fn link(patch: &PatchFile, base: RemoteAddr, resolve: &mut dyn Resolve) -> Result<LinkedImage> {
+    check_base(patch, base)?;
+    let imports = resolve_all(patch, resolve)?;
+    let at = Addresses { patch, base, imports: &imports };
+    let mut segments = copy(patch, base);
+    let mut write = |addr: RemoteAddr, bytes: &[u8]| -> Result<()> {
+        let place = segments.iter_mut().find_map(|s| {
+            let start = usize::try_from(addr.0.checked_sub(s.addr.0)?).ok()?;
+            s.bytes.get_mut(start..start.checked_add(bytes.len())?)
+        });
+        match place {
+            Some(place) => {
+                place.copy_from_slice(bytes);
+                Ok(())
+            }
+            None => Err(Error::Check { address: addr, what: "a write outside the image".into() }),
+        }
+    };
+    for (n, (symbol, tls)) in (0..).zip(&patch.slots.got) {
+        let value = if *tls { at.tp_offset(*symbol)? as u64 } else { at.symbol(*symbol)?.0 };
+        write(at.got_entry(n), &value.to_le_bytes())?;
+    }
+    for (n, symbol) in (0..).zip(&patch.slots.plt) {
+        let entry = at.plt_entry(n);
+        let got = at.got_of(*symbol, false)?;
+        write(entry, &plt_entry(entry, got))?;
+    }
+    for (index, section) in (0..).zip(&patch.sections) {
+        for reloc in &section.relocs {
+            let place = at.spot(Spot { section: index, offset: reloc.offset });
+            let (value, relaxed) =
+                at.value(reloc, place).map_err(|e| e.into_error(patch, &section.name, reloc))?;
+            if relaxed {
+                // lea reg, [rip+symbol] -> mov reg, [rip+entry of the GOT]; the opcode is two bytes before the operand.
+                write(place.offset(-2), &[0x8b])?;
+            }
+            match reloc.kind.width() {
+                8 => write(place, &value.to_le_bytes())?,
+                _ => write(place, &(value as u32).to_le_bytes())?,
+            }
+        }
+    }
+    let image = describe(patch, &at, segments, &imports);
+    crate::check::check(patch, &image)?;
+    Ok(image)
+}
+
+fn check_base(patch: &PatchFile, base: RemoteAddr) -> Result<()> {
+    let size = patch.layout().size;
+    let wrong = |reason| Err(Error::Base { base, size, reason });
+    let end = base.0.checked_add(size);
+    if !base.0.is_multiple_of(PAGE_SIZE) {
+        return wrong("it is not the beginning of a page");
+    }
+    if base.0 == 0 || end.is_none_or(|e| e > USER_END) {
+        return wrong("user space does not reach there");
+    }
+    if patch.layout().below_2g.is_some() && end.is_none_or(|e| e > LOW_END) {
+        return wrong(
+            "it holds 32-bit addresses of itself and must lie below 2 GiB: compile with -fPIC to lift that",
+        );
+    }
+    Ok(())
+}
+
+fn resolve_all(patch: &PatchFile, resolve: &mut dyn Resolve) -> Result<Vec<Resolution>> {
+    let mut missing = Vec::new();
+    let mut missing_klp = false;
+    let mut found = Vec::with_capacity(patch.imports().len());
+    for import in patch.imports() {
+        let resolution = match &import.klp {
+            Some(klp) => resolve.klp_symbol(klp, import),
+            None => resolve.symbol(import),
+        };
+        let resolution = match resolution {
+            Resolution::NotFound if import.weak && !import.usage.tls => Resolution::Address(RemoteAddr(0)),
+            Resolution::NotFound => {
+                missing_klp |= import.klp.is_some();
+                missing.push(format!("`{}`", import.display_name()));
+                continue;
+            }
+            Resolution::Refused(reason) => {
+                missing_klp |= import.klp.is_some();
+                missing.push(format!("`{}` ({reason})", import.display_name()));
+                continue;
+            }
+            found => found,
+        };
+        let mismatch = |is, used| Err(Error::TlsMismatch { symbol: import.display_name(), is, used });
+        match resolution {
+            Resolution::TpOffset(_) if import.usage.called || import.usage.addressed => {
+                return mismatch("thread-local", "an ordinary function or variable");
+            }
+            Resolution::Address(_) if import.usage.tls => {
+                return mismatch("not thread-local", "a thread-local variable");
+            }
+            _ => found.push(resolution),
+        }
+    }
+    if missing.is_empty() {
+        return Ok(found);
+    }
+    let way = if missing_klp {
+        "check the object's and the symbol's name and its position"
+    } else {
+        "check the spelling; what the target has but does not export is bound by KLP_SYMBOL"
+    };
+    Err(Error::Unresolved { symbols: missing, way })
+}
+
+/// The segments with the sections' unlinked bytes in place.
+fn copy(patch: &PatchFile, base: RemoteAddr) -> Vec<Segment> {
+    let mut segments: Vec<Segment> = patch
+        .layout()
+        .segments
+        .iter()
+        .map(|s| Segment {
+            part: s.part,
+            addr: base.offset(s.offset as i64),
+            bytes: vec![if s.part == Part::Text { TRAP } else { 0 }; s.file_size as usize],
+            mem_size: s.mem_size,
+        })
+        .collect();
+    for section in &patch.sections {
+        let start = section.offset as usize;
+        if let Some(segment) = segments.iter_mut().find(|s| s.part == section.part)
+            && let Some(place) = segment.bytes.get_mut(start..start + section.bytes.len())
+        {
+            place.copy_from_slice(&section.bytes);
+        }
+    }
+    segments
+}
+
+/// `jmp *got(%rip)`, `int3`, `int3`. No endbr64: it is only jumped to directly.
+fn plt_entry(entry: RemoteAddr, got: RemoteAddr) -> [u8; PLT_ENTRY as usize] {
+    let distance = (got.distance_from(entry) - 6) as i32;
+    let d = distance.to_le_bytes();
+    [0xff, 0x25, d[0], d[1], d[2], d[3], TRAP, TRAP]
+}
+
+/// Why a relocation cannot be applied.
+pub(crate) enum Unfit {
+    /// The value does not fit.
+    Reach(RemoteAddr),
+    Other(Error),
+}
+
+impl From<Error> for Unfit {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+impl Unfit {
+    fn into_error(self, patch: &PatchFile, section: &str, reloc: &Reloc) -> Error {
+        let address = match self {
+            Self::Other(error) => return error,
+            Self::Reach(address) => address,
+        };
+        let own = !matches!(patch.symbols[reloc.symbol as usize].place, Place::Import(_));
+        let way = match reloc.kind {
+            Kind::Abs32 | Kind::Abs32S | Kind::Pc32 | Kind::Lea if !own => {
+                "compile with -fPIC (a variable: reached through the GOT then)"
+            }
+            Kind::Abs32 | Kind::Abs32S => "compile with -fPIC",
+            Kind::Branch => "call the function itself, not a place within it",
+            Kind::TpOff32 => "compile with -fPIC -ftls-model=initial-exec",
+            _ => "compile with -fPIC, or with -mcmodel=large",
+        };
+        Error::OutOfReach {
+            section: section.to_string(),
+            offset: reloc.offset,
+            symbol: patch.symbol_name(reloc.symbol),
+            address,
+            kind: reloc.kind.name(),
+            way,
+        }
+    }
+}
+
+/// Where everything lies.
+pub(crate) struct Addresses<'a> {
+    pub patch: &'a PatchFile,
+    pub base: RemoteAddr,
+    pub imports: &'a [Resolution],
+}
+
+impl Addresses<'_> {
+    pub fn got(&self) -> RemoteAddr {
+        self.base.offset(self.patch.layout().got as i64)
+    }
+
+    pub fn got_entry(&self, n: u32) -> RemoteAddr {
+        self.got().offset(i64::from(n) * GOT_ENTRY as i64)
+    }
+
+    pub fn plt_entry(&self, n: u32) -> RemoteAddr {
+        self.base.offset((self.patch.layout().plt + u64::from(n) * PLT_ENTRY) as i64)
+    }
+
+    pub fn got_of(&self, symbol: u32, tls: bool) -> Result<RemoteAddr> {
+        match self.patch.slots.got_of.get(&(symbol, tls)) {
+            Some(n) => Ok(self.got_entry(*n)),
+            None => Err(Error::Check { address: self.got(), what: "a GOT entry is missing".into() }),
+        }
+    }
+
+    pub fn spot(&self, spot: Spot) -> RemoteAddr {
+        let section = &self.patch.sections[spot.section as usize];
+        let in_image = self.patch.layout().part(section.part) + section.offset;
+        RemoteAddr(self.base.0.wrapping_add(in_image).wrapping_add(spot.offset))
+    }
+
+    /// S: a symbol's address.
+    pub fn symbol(&self, symbol: u32) -> Result<RemoteAddr> {
+        match self.patch.symbols[symbol as usize].place {
+            Place::Section { section, offset } => Ok(self.spot(Spot { section, offset })),
+            Place::Absolute(value) => Ok(RemoteAddr(value)),
+            Place::Got => Ok(self.got()),
+            Place::Import(import) => match self.imports[import as usize] {
+                Resolution::Address(address) => Ok(address),
+                _ => Err(self.unplaced(symbol)),
+            },
+            Place::Dropped(_) | Place::Unused => Err(self.unplaced(symbol)),
+        }
+    }
+
+    /// T: a thread-local symbol's offset from the thread pointer.
+    pub fn tp_offset(&self, symbol: u32) -> Result<i64> {
+        match self.patch.symbols[symbol as usize].place {
+            Place::Import(import) => match self.imports[import as usize] {
+                Resolution::TpOffset(offset) => Ok(offset),
+                _ => Err(self.unplaced(symbol)),
+            },
+            _ => Err(self.unplaced(symbol)),
+        }
+    }
+
+    fn unplaced(&self, symbol: u32) -> Error {
+        Error::Check {
+            address: self.base,
+            what: format!("`{}` has no address", self.patch.symbol_name(symbol)),
+        }
+    }
+
+    /// What a relocation writes, in the low bytes, and whether its `lea` becomes a `mov`.
+    fn value(&self, reloc: &Reloc, place: RemoteAddr) -> Result<(u64, bool), Unfit> {
+        let Reloc { kind, symbol, addend, .. } = *reloc;
+        let s = || self.symbol(symbol);
+        let pc = |target: RemoteAddr| target.offset(addend).distance_from(place);
+        let signed = |value: i64, of: RemoteAddr| {
+            i32::try_from(value).map(|v| v as u32 as u64).map_err(|_| Unfit::Reach(of))
+        };
+        let unsigned =
+            |value: u64, of: RemoteAddr| u32::try_from(value).map(u64::from).map_err(|_| Unfit::Reach(of));
+        let value = match kind {
+            Kind::Abs64 => s()?.offset(addend).0,
+            Kind::Abs32 => unsigned(s()?.offset(addend).0, s()?)?,
+            Kind::Abs32S => signed(s()?.offset(addend).0 as i64, s()?)?,
+            Kind::Pc32 => signed(pc(s()?), s()?)?,
+            Kind::Pc64 => pc(s()?) as u64,
+            Kind::Branch => {
+                let direct = signed(pc(s()?), s()?);
+                match self.patch.slots.plt_of.get(&symbol) {
+                    // Beyond the entry's beginning there is nothing of the function.
+                    Some(n) if direct.is_err() && addend == -4 => signed(pc(self.plt_entry(*n)), s()?)?,
+                    _ => direct?,
+                }
+            }
+            Kind::Lea => match signed(pc(s()?), s()?) {
+                Ok(value) => value,
+                Err(_) => return Ok((signed(pc(self.got_of(symbol, false)?), s()?)?, true)),
+            },
+            Kind::GotPcRel => signed(pc(self.got_of(symbol, false)?), s()?)?,
+            Kind::GotPcRel64 => pc(self.got_of(symbol, false)?) as u64,
+            Kind::Got64 => self.got_of(symbol, false)?.offset(addend).distance_from(self.got()) as u64,
+            Kind::GotOff64 | Kind::PltOff64 => s()?.offset(addend).distance_from(self.got()) as u64,
+            Kind::GotPc32 => signed(pc(self.got()), self.got())?,
+            Kind::GotPc64 => pc(self.got()) as u64,
+            Kind::TpOff32 => {
+                let t = self.tp_offset(symbol)?;
+                signed(t.wrapping_add(addend), RemoteAddr(t as u64))?
+            }
+            Kind::TpOff64 => self.tp_offset(symbol)?.wrapping_add(addend) as u64,
+            Kind::GotTpOff => {
+                let got = self.got_of(symbol, true)?;
+                signed(pc(got), got)?
+            }
+            Kind::Size32 => {
+                let size = self.patch.symbols[symbol as usize].size.wrapping_add_signed(addend);
+                unsigned(size, RemoteAddr(size))?
+            }
+            Kind::Size64 => self.patch.symbols[symbol as usize].size.wrapping_add_signed(addend),
+        };
+        Ok((value, false))
+    }
+}
+
+/// Says where things lie in the finished image.
+fn describe(
+    patch: &PatchFile,
+    at: &Addresses<'_>,
+    segments: Vec<Segment>,
+    imports: &[Resolution],
+) -> LinkedImage {
+    let mut symbols = Vec::new();
+    let mut cold: HashMap<&str, Vec<ColdPart>> = HashMap::new();
+    let named: Vec<(String, RemoteAddr, u64)> = (0u32..)
+        .zip(&patch.symbols)
+        .filter_map(|(index, symbol)| match (symbol.kind, symbol.place) {
+            (SymbolKind::Func, Place::Section { section, offset }) => {
+                Some((patch.symbol_name(index), at.spot(Spot { section, offset }), symbol.size))
+            }
+            _ => None,
+        })
+        .collect();
+    for (name, addr, size) in &named {
+        if let Some(whole) = name.find(".cold") {
+            let rest = &name[whole + ".cold".len()..];
+            if rest.is_empty() || rest.starts_with('.') {
+                cold.entry(&name[..whole]).or_default().push(ColdPart { addr: *addr, size: *size });
+            }
+        }
+        symbols.push(ImageSymbol { name: name.clone(), addr: *addr, size: *size });
+    }
+    symbols.sort_by(|a, b| (a.addr, &a.name).cmp(&(b.addr, &b.name)));
+    let address = |symbol: u32| at.symbol(symbol).unwrap_or(RemoteAddr(0));
+    let objects = patch
+        .structures
+        .objects
+        .iter()
+        .map(|object| {
+            let new_funcs = object
+                .new_funcs
+                .iter()
+                .map(|symbol| {
+                    let name = patch.symbol_name(*symbol);
+                    let cold = cold.get(name.as_str()).cloned().unwrap_or_default();
+                    Function {
+                        addr: address(*symbol),
+                        size: patch.symbols[*symbol as usize].size,
+                        cold,
+                        name,
+                    }
+                })
+                .collect();
+            let [pre_patch, post_patch, pre_unpatch, post_unpatch] = object.callbacks.map(|c| c.map(address));
+            LinkedObject {
+                addr: at.spot(object.object),
+                new_funcs,
+                callbacks: LinkedCallbacks { pre_patch, post_patch, pre_unpatch, post_unpatch },
+            }
+        })
+        .collect();
+    LinkedImage {
+        base: at.base,
+        size: patch.layout().size,
+        segments,
+        patch: at.spot(patch.structures.patch),
+        objects,
+        symbols,
+        eh_frame: patch.layout().eh_frame.map(|(offset, size)| (at.base.offset(offset as i64), size)),
+        imports: imports.to_vec(),
+    }
+}

@@ -1,0 +1,155 @@
+//! Compiled patches, linked into this process and run: every compiler and option gives what the same source gives as a
+//! shared library loaded by the system's loader.
+
+mod support;
+
+use std::ffi::{CStr, CString, c_char, c_int};
+use std::process::Command;
+use support::*;
+use ugraft_image::{PatchFile, RemoteAddr, Resolution};
+
+const SOURCE: &str = include_str!("run/features.c");
+
+/// Where the source finds what it calls the target's: a page with a variable and a function.
+struct Target {
+    page: Map,
+}
+
+impl Target {
+    const VARIABLE: usize = 0;
+    const FUNCTION: usize = 4096;
+
+    fn new(low: bool) -> Self {
+        let page = Map::new(8192, low);
+        page.write(Self::VARIABLE, &41i32.to_le_bytes());
+        // lea eax, [rdi+rdi*2+1]; ret
+        page.write(Self::FUNCTION, &[0x8d, 0x44, 0x7f, 0x01, 0xc3]);
+        page.protect(4096, 4096, libc::PROT_READ | libc::PROT_EXEC);
+        Self { page }
+    }
+
+    fn resolver(&self) -> Here {
+        let mut here = Here::default();
+        let at = |offset: usize| Resolution::Address(self.page.addr.offset(offset as i64));
+        here.symbols.insert("target_variable".into(), at(Self::VARIABLE));
+        here.symbols.insert("target_function".into(), at(Self::FUNCTION));
+        here.symbols.insert("target_errno".into(), Resolution::TpOffset(errno_offset()));
+        here.klp.insert((None, "hidden.constprop.0".into(), 2), at(Self::FUNCTION));
+        here.klp.insert((Some("libhidden.so.1".into()), "hidden_variable".into(), 1), at(Self::VARIABLE));
+        here
+    }
+}
+
+/// The offset of errno, a thread-local variable of libc in the static TLS block, from the thread pointer.
+fn errno_offset() -> i64 {
+    let tp: u64;
+    // SAFETY: on x86-64 Linux the word at fs:0 is the thread pointer itself.
+    unsafe { std::arch::asm!("mov {}, fs:0", out(reg) tp, options(nostack, readonly)) };
+    // SAFETY: returns the address of this thread's errno.
+    let errno = unsafe { libc::__errno_location() } as u64;
+    errno.wrapping_sub(tp) as i64
+}
+
+type Run = unsafe extern "C" fn(*mut c_char, usize) -> c_int;
+
+fn transcript(entry: u64) -> String {
+    let mut out = vec![0u8; 4096];
+    // SAFETY: the function of features.c, which writes at most that much.
+    let n = unsafe { std::mem::transmute::<u64, Run>(entry)(out.as_mut_ptr().cast(), out.len()) };
+    assert!(n > 0);
+    CStr::from_bytes_until_nul(&out).unwrap().to_str().unwrap().to_string()
+}
+
+fn run_variant(cc: &str, options: &[&str], low: bool) -> String {
+    let bytes = object(cc, SOURCE, options);
+    let patch = PatchFile::parse(&bytes, "features").unwrap_or_else(|e| panic!("{cc} {options:?}: {e}"));
+    let target = Target::new(low);
+    let (image, _map) = link_here(&patch, low, &mut target.resolver());
+    let text = transcript(image.objects[0].new_funcs[0].addr.0);
+    assert_eq!(image.objects[0].new_funcs[0].name, "run");
+    text
+}
+
+/// The same source as a shared library.
+fn expected() -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("features.c");
+    std::fs::write(&source, SOURCE).unwrap();
+    let library = dir.path().join("features.so");
+    run(Command::new("gcc")
+        .args(["-O1", "-shared", "-fPIC", "-DREFERENCE", "-I"])
+        .arg(sdk())
+        .arg(&source)
+        .arg("-o")
+        .arg(&library));
+    let name = CString::new(library.to_str().unwrap()).unwrap();
+    // SAFETY: a library of ours without constructors.
+    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+    assert!(!handle.is_null());
+    // SAFETY: the library is loaded.
+    let entry = unsafe { libc::dlsym(handle, c"run".as_ptr()) };
+    let text = transcript(entry as u64);
+    // SAFETY: nothing of it is used any more.
+    unsafe { libc::dlclose(handle) };
+    text
+}
+
+/// Options that make position-independent code that reaches everything, wherever it lies.
+const ANYWHERE: &[&[&str]] = &[
+    &["-fPIC"],
+    &["-fPIC", "-ffunction-sections", "-fdata-sections"],
+    &["-fPIC", "-fno-plt"],
+    &["-fPIC", "-fcf-protection=full"],
+    &["-fPIC", "-fvisibility=hidden"],
+    &["-fPIC", "-mcmodel=large"],
+    &["-fPIC", "-mcmodel=medium"],
+    &["-mcmodel=large", "-fno-pic"],
+    &["-fPIC", "-g", "-fno-asynchronous-unwind-tables"],
+];
+
+/// Options whose code reaches variables within 2 GiB only, or below 2 GiB only.
+const LOW: &[&[&str]] = &[
+    &["-fno-pic"],
+    &["-fpie"],
+    &["-fno-pic", "-ffunction-sections", "-fdata-sections"],
+    &["-fno-pic", "-fcf-protection=none"],
+    &["-fno-pic", "-mcmodel=medium"],
+    &["-fpie", "-fno-plt"],
+    &[],
+];
+
+#[test]
+fn every_option_gives_the_same() {
+    let expected = expected();
+    assert!(expected.contains("switch"), "{expected}");
+    for cc in ["gcc", "clang"] {
+        for level in ["-O0", "-O1", "-O2", "-O3", "-Os"] {
+            for (sets, low) in [(ANYWHERE, false), (ANYWHERE, true), (LOW, true)] {
+                for options in sets {
+                    let options: Vec<&str> = [&[level, "-Wall", "-Wextra", "-Werror"][..], options].concat();
+                    assert_eq!(run_variant(cc, &options, low), expected, "{cc} {options:?} low={low}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn addresses_of_the_linked_image() {
+    let bytes = object("gcc", SOURCE, &["-O2", "-fPIC"]);
+    let patch = PatchFile::parse(&bytes, "features").unwrap();
+    let target = Target::new(false);
+    let (image, map) = link_here(&patch, false, &mut target.resolver());
+    let inside = |a: RemoteAddr| a.0 >= map.addr.0 && a.0 < map.addr.0 + map.size as u64;
+    let func = &image.objects[0].new_funcs[0];
+    assert!(inside(func.addr) && func.size > 0);
+    assert_eq!(func.cold.len(), 1, "run has a cold part: {:?}", image.symbols);
+    assert!(inside(func.cold[0].addr) && func.cold[0].size > 0 && func.cold[0].addr != func.addr);
+    assert!(image.symbols.iter().any(|s| s.name == "run" && s.addr == func.addr && s.size == func.size));
+    assert!(image.symbols.is_sorted_by_key(|s| s.addr));
+    let (eh_frame, size) = image.eh_frame.unwrap();
+    assert!(inside(eh_frame) && size > 0);
+    let callbacks = &image.objects[0].callbacks;
+    assert!(inside(callbacks.pre_patch.unwrap()) && callbacks.post_patch.is_none());
+    assert!(inside(image.patch) && inside(image.objects[0].addr));
+}
