@@ -91,4 +91,7 @@ pub enum Error {
     /// The list of threads that a transition waits for cannot be made or read.
     #[error(transparent)]
     Pending(#[from] PendingError),
+    /// An object, function or symbol of the target could not be had.
+    #[error(transparent)]
+    Symbol(#[from] crate::symbols::SymbolError),
 }

@@ -1,20 +1,30 @@
 //! A live target process: what it is made of, and how it is changed.
 #![deny(unsafe_code)]
 
+pub mod debug_file;
+pub mod demangle;
+pub mod elf_file;
 pub mod entry;
 pub mod function;
 pub mod lock;
 pub mod log_ring;
 pub mod maps;
 pub mod memory;
+pub mod objects;
 pub mod pending;
 pub mod scan;
+pub mod scope;
 pub mod stacks;
 pub mod state_area;
 pub mod stub;
+pub mod symbols;
 pub mod thunk;
 pub mod trampoline;
 pub mod watch;
+
+mod dynamic;
+mod ifunc;
+mod pages;
 
 mod error;
 mod ids;
