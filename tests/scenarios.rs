@@ -1,0 +1,62 @@
+//! Runs every scenario of `scenarios/`, one test for each variant of each file.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use ugraft_tests::isolate::{self, Test};
+use ugraft_tests::scenario::Scenario;
+use ugraft_tests::{compile, play, program, tests_dir};
+
+/// The longest a whole scenario may take.
+const LIMIT: Duration = Duration::from_secs(300);
+
+fn main() -> ExitCode {
+    match tests() {
+        Ok(tests) => isolate::main("scenarios", tests),
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn tests() -> Result<Vec<Test>> {
+    let directory = tests_dir().join("scenarios");
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&directory)
+        .with_context(|| format!("cannot list {}", directory.display()))?
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|e| e != "md"))
+        .collect();
+    files.sort();
+    // Children find the program where their parent has built it.
+    let program = program::find()?;
+    let path = Arc::new(program::search_path(&program));
+    let mut tests = Vec::new();
+    for file in files {
+        let scenario = Arc::new(Scenario::read(&file)?);
+        for variant in scenario.variants.clone() {
+            let name = match variant.name.as_str() {
+                "" => scenario.name(),
+                variant => format!("{}/{variant}", scenario.name()),
+            };
+            let needed = scenario.needs.iter().chain(variant.env.get("NEEDS"));
+            let missing =
+                needed.flat_map(|n| n.split_whitespace()).find(|n| is_missing(n)).map(str::to_owned);
+            let (scenario, path) = (scenario.clone(), path.clone());
+            let body = Box::new(move || play::play(&scenario, &variant, &path));
+            tests.push(Test { name, missing, limit: LIMIT, body });
+        }
+    }
+    Ok(tests)
+}
+
+fn is_missing(need: &str) -> bool {
+    match need {
+        "root" => !isolate::is_root(),
+        program => !compile::is_installed(program),
+    }
+}

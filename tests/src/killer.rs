@@ -1,0 +1,132 @@
+//! Running a program and killing it just before its N-th system call.
+//!
+//! The program is traced and every entry into the kernel of any of its threads is counted. At the N-th it is sent
+//! SIGKILL, which it takes instead of doing the call. So over all N every order of effects that an unlucky death can
+//! leave behind is met.
+
+#![allow(unsafe_code)]
+
+use std::collections::BTreeSet;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::isolate::kill;
+use crate::proc::Pid;
+
+/// How the program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It was killed before the call that was asked for.
+    Killed,
+    /// It exited by itself after fewer calls: `calls` of them, with `code`.
+    Exited {
+        /// System calls entered, by all threads.
+        calls: u64,
+        /// Exit code; 128 + signal if a signal ended it.
+        code: i32,
+    },
+}
+
+/// Runs `command`, which is killed before its system call number `before` (from 1).
+pub fn run(mut command: Command, before: u64) -> Result<End> {
+    // SAFETY: ptrace TRACEME and raise are async-signal-safe; neither touches memory of ours.
+    unsafe {
+        command.pre_exec(|| {
+            if libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(())
+        })
+    };
+    // The exec stops the child with SIGTRAP; spawn returns once it has happened.
+    let child = command.spawn().context("cannot start the program")?;
+    let pid = child.id() as Pid;
+    match wait(pid)? {
+        Some((_, status)) if libc::WIFSTOPPED(status) => {}
+        _ => bail!("the program did not stop at its start"),
+    }
+    let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACECLONE;
+    ptrace(libc::PTRACE_SETOPTIONS, pid, options as usize)?;
+    ptrace(libc::PTRACE_SYSCALL, pid, 0)?;
+    let mut inside = BTreeSet::new();
+    let mut calls = 0;
+    let mut killed = false;
+    loop {
+        let Some((tid, status)) = wait(-1)? else { bail!("the program vanished") };
+        if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
+            inside.remove(&tid);
+            if tid != pid {
+                continue;
+            }
+            return Ok(match killed {
+                true => End::Killed,
+                false if libc::WIFEXITED(status) => End::Exited { calls, code: libc::WEXITSTATUS(status) },
+                false => End::Exited { calls, code: 128 + libc::WTERMSIG(status) },
+            });
+        }
+        let signal = match libc::WSTOPSIG(status) {
+            s if s == libc::SIGTRAP | 0x80 => {
+                // Stops alternate between the entry into a call and its end.
+                if inside.insert(tid) {
+                    calls += 1;
+                    if calls == before {
+                        killed = true;
+                        kill(pid, libc::SIGKILL);
+                    }
+                } else {
+                    inside.remove(&tid);
+                }
+                0
+            }
+            // A clone event, or the first stop of a new thread.
+            libc::SIGTRAP | libc::SIGSTOP => 0,
+            other => other,
+        };
+        // A thread that was just killed cannot be resumed, which is no error.
+        let _ = ptrace(libc::PTRACE_SYSCALL, tid, signal as usize);
+    }
+}
+
+fn wait(tid: Pid) -> Result<Option<(Pid, i32)>> {
+    let mut status = 0;
+    loop {
+        // SAFETY: `status` outlives the call.
+        match unsafe { libc::waitpid(tid, &mut status, libc::__WALL | libc::__WNOTHREAD) } {
+            -1 => match std::io::Error::last_os_error() {
+                e if e.raw_os_error() == Some(libc::EINTR) => {}
+                e if e.raw_os_error() == Some(libc::ECHILD) => return Ok(None),
+                e => return Err(e.into()),
+            },
+            tid => return Ok(Some((tid, status))),
+        }
+    }
+}
+
+fn ptrace(request: u32, tid: Pid, data: usize) -> Result<()> {
+    // SAFETY: the requests used here take numbers only.
+    if unsafe { libc::ptrace(request, tid, 0, data) } != 0 {
+        bail!("ptrace: {}", std::io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_killed_before_each_of_its_calls() {
+        let program = || {
+            let mut c = Command::new("/bin/true");
+            c.env_clear();
+            c
+        };
+        let End::Exited { calls, code: 0 } = run(program(), u64::MAX).unwrap() else { panic!() };
+        assert!(calls > 5, "{calls}");
+        for n in 1..=calls {
+            assert_eq!(run(program(), n).unwrap(), End::Killed, "call {n} of {calls}");
+        }
+    }
+}
