@@ -93,7 +93,7 @@ impl Machine {
             None => Ok(()),
             Some(awaiting) => {
                 let call = &awaiting.call;
-                let patch = self.patch(call.patch).desc.name.clone();
+                let patch = self.patch(awaiting.site.patch).desc.name.clone();
                 Err(Refusal::CallbackRunning { patch, object: call.object.clone(), callback: call.callback })
             }
         }
