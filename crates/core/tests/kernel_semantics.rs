@@ -501,14 +501,22 @@ fn fact_15_a_replacing_patch_shows_nops_while_in_transition() {
     let status = t.state.status();
     let new = status.iter().find(|patch| patch.name == "new").unwrap();
     assert!(new.transition && new.life == Life::Enabling);
-    let shown: Vec<(Option<&str>, bool, Vec<(&str, bool)>)> = new
+    let shown: Vec<String> = new
         .objects
         .iter()
-        .map(|o| (o.name.as_deref(), o.loaded, o.funcs.iter().map(|f| (f.name.as_str(), f.nop)).collect()))
+        .flat_map(|o| {
+            let object = o.name.as_deref().unwrap_or("main");
+            o.funcs.iter().map(move |f| format!("{object} loaded={} {} nop={}", o.loaded, f.name, f.nop))
+        })
         .collect();
     assert_eq!(
         shown,
-        [(None, true, vec![("h", false), ("f", true), ("g", true)]), (Some(LIB), false, vec![("a", true)]),]
+        [
+            "main loaded=true h nop=false",
+            "main loaded=true f nop=true",
+            "main loaded=true g nop=true",
+            "liba.so loaded=false a nop=true",
+        ]
     );
     let old = status.iter().find(|patch| patch.name == "old").unwrap();
     assert!(!old.transition && old.life == Life::Enabled);
