@@ -19,6 +19,76 @@ pub enum Error {
     /// The kernel refused access to the target (EPERM/EACCES).
     #[error("not allowed to trace process {0}: {1}")]
     Permission(Pid, String),
+    /// The process exists, but is not one that can be patched (EINVAL).
+    #[error("cannot work on process {pid}: {why}")]
+    Unfit {
+        /// The process.
+        pid: Pid,
+        /// What it is instead.
+        why: crate::target::Unfit,
+    },
+    /// Another tracer holds a thread (EPERM).
+    #[error("thread {tid} is already traced by {comm} (pid {tracer}); end that first")]
+    AlreadyTraced {
+        /// The thread.
+        tid: Tid,
+        /// Who traces it.
+        tracer: Pid,
+        /// The tracer's name.
+        comm: String,
+    },
+    /// A thread did not stop in the time given (EBUSY). Everything has been let go.
+    #[error("thread {tid} ({comm}) did not stop in time: {why}; try again later")]
+    CannotStop {
+        /// The thread.
+        tid: Tid,
+        /// Its name.
+        comm: String,
+        /// What it is doing instead.
+        why: crate::threads::Unstoppable,
+    },
+    /// No code can be run in the target, for now or at all (EAGAIN or EPERM); nothing has been changed.
+    #[error("cannot run system calls in process {pid}: {why}")]
+    CannotRun {
+        /// The target.
+        pid: Pid,
+        /// Why not.
+        why: crate::remote::Unsuitable,
+    },
+    /// A system call that the target made for us failed.
+    #[error("{call} in process {pid} failed: {source}")]
+    RemoteCall {
+        /// The target.
+        pid: Pid,
+        /// The system call.
+        call: &'static str,
+        /// What the kernel told the target.
+        source: io::Error,
+    },
+    /// No free address range fits (ENOMEM).
+    #[error("process {pid} has no free {len} bytes within reach of {near:?}")]
+    NoPlace {
+        /// The target.
+        pid: Pid,
+        /// How much was wanted, in bytes.
+        len: u64,
+        /// What it should have been near to.
+        near: std::ops::Range<RemoteAddr>,
+    },
+    /// Another process runs in the same memory without being a thread of the target (EBUSY).
+    #[error(
+        "process {pid} shares its memory with process {other} ({comm}), which is not one of its threads: {why}"
+    )]
+    SharedMemory {
+        /// The target.
+        pid: Pid,
+        /// The other process.
+        other: Pid,
+        /// Its name.
+        comm: String,
+        /// Whether it will pass.
+        why: crate::sharing::Sharing,
+    },
     /// Memory of the target could not be read or written.
     #[error("cannot {action} {len} bytes at {addr} of process {pid}: {source}")]
     Memory {

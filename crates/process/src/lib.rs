@@ -1,23 +1,34 @@
 //! A live target process: what it is made of, and how it is changed.
 #![deny(unsafe_code)]
 
+pub mod cave;
 pub mod debug_file;
 pub mod demangle;
 pub mod elf_file;
 pub mod entry;
 pub mod function;
+pub mod interrupted;
+pub mod limits;
 pub mod lock;
 pub mod log_ring;
+pub mod mapping;
 pub mod maps;
 pub mod memory;
 pub mod objects;
 pub mod pending;
+pub mod place;
+pub mod priority;
+pub mod remote;
 pub mod scan;
 pub mod scope;
+pub mod sharing;
 pub mod stacks;
+pub mod stat;
 pub mod state_area;
 pub mod stub;
 pub mod symbols;
+pub mod target;
+pub mod threads;
 pub mod thunk;
 pub mod trampoline;
 pub mod watch;
@@ -25,12 +36,14 @@ pub mod watch;
 mod dynamic;
 mod ifunc;
 mod pages;
+mod ptrace;
 
 mod error;
 mod ids;
 
 pub use error::Error;
 pub use ids::{Pid, Tid};
+pub use target::Target;
 pub use ugraft_image::{FileOffset, LinkAddr, RemoteAddr};
 
 /// What every fallible function of this crate returns.

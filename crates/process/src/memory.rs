@@ -23,6 +23,13 @@ impl Memory {
         Self { pid, file }
     }
 
+    /// Whether the address space is still there; `probe` is any address that is mapped while it is. After `exec` and
+    /// after the exit of the last thread a read returns nothing.
+    #[must_use]
+    pub fn is_alive(&self, probe: RemoteAddr) -> bool {
+        self.file.read_at(&mut [0], probe.0).is_ok_and(|n| n == 1)
+    }
+
     /// Fills `buf` from `addr`, or fails; a partial read is a failure.
     ///
     /// # Errors

@@ -1,0 +1,181 @@
+//! Making and removing mappings in the target.
+//!
+//! Each mapping is a piece of a memfd of its own, private, so that it is copied by fork like the program's own data, and so
+//! that its name is seen in the target's `maps`. It is made without any access at an address that must be free, and
+//! then its parts get theirs; nothing is ever writable and executable. Its contents are written from outside, through
+//! `/proc/PID/mem`.
+
+use crate::maps::Maps;
+use crate::remote::{Arg, Next, Syscall, call_error, run_in};
+use crate::target::Target;
+use crate::threads::StoppedThread;
+use crate::{RemoteAddr, Result};
+use std::ffi::CString;
+use std::ops::Range;
+
+/// What a part of a mapping may be used for. There is no writable and executable one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Prot {
+    /// Read only.
+    Read,
+    /// Data.
+    ReadWrite,
+    /// Code.
+    ReadExec,
+}
+
+impl Prot {
+    fn bits(self) -> u64 {
+        let bits = match self {
+            Self::Read => libc::PROT_READ,
+            Self::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+            Self::ReadExec => libc::PROT_READ | libc::PROT_EXEC,
+        };
+        bits as u64
+    }
+}
+
+/// A piece of a mapping with one kind of access; offset and length in bytes, multiples of the page size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Where it begins, from the mapping's begin.
+    pub offset: u64,
+    /// How long it is.
+    pub len: u64,
+    /// What it may be used for.
+    pub prot: Prot,
+}
+
+/// A mapping to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MapRequest {
+    /// Name of the memfd, seen in the target's maps as `/memfd:NAME (deleted)`.
+    pub name: String,
+    /// Where, page aligned; nothing may be mapped there.
+    pub addr: RemoteAddr,
+    /// How long, in bytes, a multiple of the page size.
+    pub len: u64,
+    /// The access to its parts. What lies between them has none.
+    pub parts: Vec<Part>,
+}
+
+/// Makes all the mappings, filled with zeros, or none.
+///
+/// # Errors
+/// [`Error::RemoteCall`](crate::Error::RemoteCall) if a call failed in the target, which then has none of them; otherwise as
+/// [`remote::run`](crate::remote::run).
+///
+/// # Panics
+/// If a name contains a NUL byte or is longer than memfd_create(2) allows (249 bytes).
+pub fn map(target: &Target, thread: &mut StoppedThread, requests: &[MapRequest]) -> Result<()> {
+    map_in(target, &target.maps()?, thread, requests)
+}
+
+/// [`map`], with the target's mappings already read.
+///
+/// # Errors
+/// As [`map`].
+pub fn map_in(
+    target: &Target,
+    maps: &Maps,
+    thread: &mut StoppedThread,
+    requests: &[MapRequest],
+) -> Result<()> {
+    let (calls, undo) = map_program(requests);
+    let results = run_in(target, maps, thread, &calls)?;
+    for (call, result) in calls[..undo].iter().zip(&results[..undo]) {
+        match result {
+            Some(result) if is_error(*result) && call.on_error != Next::Following => {
+                return Err(call_error(target, call.name, *result));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Removes mappings.
+///
+/// # Errors
+/// [`Error::RemoteCall`](crate::Error::RemoteCall) if one could not be removed (the others are); otherwise as
+/// [`remote::run`](crate::remote::run).
+pub fn unmap(target: &Target, thread: &mut StoppedThread, ranges: &[Range<RemoteAddr>]) -> Result<()> {
+    unmap_in(target, &target.maps()?, thread, ranges)
+}
+
+/// [`unmap`], with the target's mappings already read.
+///
+/// # Errors
+/// As [`unmap`].
+pub fn unmap_in(
+    target: &Target,
+    maps: &Maps,
+    thread: &mut StoppedThread,
+    ranges: &[Range<RemoteAddr>],
+) -> Result<()> {
+    let calls: Vec<_> =
+        ranges.iter().map(|r| munmap(r.start, r.end.0 - r.start.0).on_error(Next::Following)).collect();
+    let results = run_in(target, maps, thread, &calls)?;
+    match results.into_iter().flatten().find(|&result| is_error(result)) {
+        Some(result) => Err(call_error(target, "munmap", result)),
+        None => Ok(()),
+    }
+}
+
+/// What the kernel returns for an error.
+fn is_error(result: i64) -> bool {
+    (-4095..0).contains(&result)
+}
+
+fn munmap(addr: RemoteAddr, len: u64) -> Syscall {
+    Syscall::new("munmap", libc::SYS_munmap, vec![addr.0.into(), len.into()])
+}
+
+/// The program that makes the mappings; from the returned index on, the calls that undo.
+///
+/// A failing call jumps to the undoing of what has been done: the descriptor of the mapping it belongs to if that is
+/// open, and then each mapping that is there, last first.
+fn map_program(requests: &[MapRequest]) -> (Vec<Syscall>, usize) {
+    // memfd_create, ftruncate, mmap, close, and an mprotect for each part.
+    let undo: usize = requests.iter().map(|r| 4 + r.parts.len()).sum();
+    let count = requests.len();
+    // Undoing, for request i counted from the last: close, munmap. Closing goes on behind the munmap of its own request,
+    // which is not mapped yet.
+    let close_of = |i: usize| Next::Jump(undo + 2 * (count - 1 - i));
+    let unmap_of = |i: usize| Next::Jump(undo + 2 * (count - 1 - i) + 1);
+    let unmap_before = |i: usize| if i == 0 { Next::End } else { unmap_of(i - 1) };
+    let mut calls = Vec::new();
+    let mut fds = Vec::new();
+    for (i, r) in requests.iter().enumerate() {
+        let fd = calls.len();
+        fds.push(fd);
+        // The callers' names are our own.
+        let name = CString::new(r.name.as_str()).expect("a mapping's name has no NUL").into_bytes_with_nul();
+        let create = vec![Arg::Bytes(name), u64::from(libc::MFD_CLOEXEC).into()];
+        calls.push(Syscall::new("memfd_create", libc::SYS_memfd_create, create).on_error(unmap_before(i)));
+        let truncate = vec![Arg::Result(fd), r.len.into()];
+        calls.push(Syscall::new("ftruncate", libc::SYS_ftruncate, truncate).on_error(close_of(i)));
+        let flags = (libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE) as u64;
+        let none = libc::PROT_NONE as u64;
+        let mmap = vec![r.addr.0.into(), r.len.into(), none.into(), flags.into(), Arg::Result(fd), 0.into()];
+        calls.push(Syscall::new("mmap", libc::SYS_mmap, mmap).on_error(close_of(i)));
+        calls.push(Syscall::new("close", libc::SYS_close, vec![Arg::Result(fd)]).on_error(Next::Following));
+        for part in &r.parts {
+            let protect = vec![(r.addr.0 + part.offset).into(), part.len.into(), part.prot.bits().into()];
+            calls.push(Syscall::new("mprotect", libc::SYS_mprotect, protect).on_error(unmap_of(i)));
+        }
+    }
+    if let Some(last) = calls.last_mut() {
+        last.then = Next::End;
+        if last.on_error == Next::Following {
+            last.on_error = Next::End;
+        }
+    }
+    for (i, r) in requests.iter().enumerate().rev() {
+        let next = unmap_before(i);
+        let close = Syscall::new("close", libc::SYS_close, vec![Arg::Result(fds[i])]);
+        calls.push(close.then(next).on_error(next));
+        calls.push(munmap(r.addr, r.len).then(next).on_error(next));
+    }
+    (calls, undo)
+}
