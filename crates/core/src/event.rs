@@ -60,10 +60,13 @@ pub enum Event {
     ThreadExited(ThreadId),
     /// A thread's stacks were proved clean and it is on the other side now.
     ThreadSwitched(ThreadId),
-    /// Another run of the tool took over and read in the target who is still pending.
+    /// Another run of the tool took over and read in the target that the transition has begun, who is still pending and
+    /// which way it goes. What the last run did and could not save any more is made up for.
     Resumed {
         /// The threads that are still pending.
         pending: BTreeSet<ThreadId>,
+        /// Whether the sides are swapped.
+        reversed: bool,
     },
     /// Turn the running transition round, or cancel it if it has not started.
     Reverse {
@@ -98,6 +101,23 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// How many of a step's effects have to be carried out before the step's new state is saved, if the tool may die at
+    /// any time. The rest is carried out after that.
+    ///
+    /// Who is pending, and which way, is a truth of the target: a state saved before it is so would have a later run
+    /// believe that threads have switched which have not. Everything else has to be announced before it is done: an
+    /// entry that leads to a stub, a callback that runs, memory that is given back. Forcing is announced first, since the
+    /// marks that it leaves on patches must not get lost.
+    pub fn save_after(&self, effects: &[Effect]) -> usize {
+        if matches!(self, Self::Force { .. }) {
+            return 0;
+        }
+        let truth = |e: &Effect| matches!(e, Effect::Begin { .. } | Effect::Switch(_) | Effect::Swap { .. });
+        effects.iter().rposition(truth).map_or(0, |at| at + 1)
+    }
+}
+
 /// A patch that cannot be applied to a library that is coming.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Misfit {
@@ -120,8 +140,9 @@ pub enum MisfitStage {
 
 /// What has to be done in the target, in the order given.
 ///
-/// All but [`Effect::Log`] and [`Effect::RunCallback`] may be done twice and can be found again from the state: a run of
-/// the tool that takes over brings the target to what [`crate::State::changes`] and [`crate::State::steady`] say.
+/// All but [`Effect::Log`] and [`Effect::RunCallback`] may be done twice and can be found again from the state: see
+/// [`crate::State::entries`] for what a run of the tool that takes over has to do. [`Event::save_after`] tells when to save
+/// the new state.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Effect {
     /// Append to the target's log, without the `livepatch: ` prefix being added again: the text has it.

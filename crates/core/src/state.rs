@@ -362,8 +362,8 @@ impl State {
         object.is_none_or(|name| self.objects.contains(name))
     }
 
-    /// Says anew who is pending, as read in the target. Without effect unless a transition has started. It completes
-    /// nothing: [`crate::Event::Resumed`] does, with the same set.
+    /// Says anew who is pending, as read in the target; without effect unless a transition has started. This is for
+    /// looking only: it completes nothing, as [`crate::Event::Resumed`] does.
     pub fn set_pending(&mut self, pending: BTreeSet<ThreadId>) {
         if let Some(transition) = &mut self.transition
             && transition.phase == Phase::Started

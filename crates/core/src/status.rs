@@ -94,8 +94,12 @@ impl State {
         }
     }
 
-    /// The effects that bring a target from nothing to this state's steady functions and changing ones: what a run of the
-    /// tool that takes over compares the target with.
+    /// Where the entries of all patched functions have to lead: what a run of the tool that takes over brings a target to.
+    ///
+    /// If the target says that the transition has begun, first [`crate::Event::Resumed`] takes the state to where the target
+    /// is. If the target has a transition that has begun and the state has none (or one that is completing), then the state
+    /// is ahead: what is pending is struck, the transition ended, and every entry settled, those that are not named here to
+    /// the original. If nothing has begun, stubs mean their source, and the entries can be made good at any time.
     pub fn entries(&self) -> Vec<Effect> {
         self.steady_all().into_iter().map(|(func, _)| self.entry(&func).effect(func)).collect()
     }

@@ -10,8 +10,7 @@ use crate::state::{Life, Patch, PatchId, State};
 /// Takes a state over one event.
 ///
 /// The effects are to be carried out in order; the last one may be [`Effect::RunCallback`], after which the state waits for
-/// [`Event::CallbackReturned`]. It does not matter whether the new state is kept before or after the effects are carried
-/// out, but for callbacks and log lines, which are lost or doubled if the tool dies in between.
+/// [`Event::CallbackReturned`]. When to save the new state is told by [`Event::save_after`].
 ///
 /// # Errors
 /// The reason why the event is refused; the state is as before then, and nothing has to be done.
@@ -53,11 +52,7 @@ impl Machine {
                 self.strike(thread);
                 Ok(())
             }
-            Event::Resumed { pending } => {
-                self.started_transition(None)?;
-                self.state.set_pending(pending);
-                Ok(())
-            }
+            Event::Resumed { pending, reversed } => self.resumed(pending, reversed),
             Event::Reverse { patch, threads } => self.reverse(patch.as_deref(), threads),
             Event::Force { patch } => self.force(patch.as_deref()),
             Event::Signal => self.signal(),

@@ -94,6 +94,27 @@ impl Machine {
         Ok(())
     }
 
+    /// The target is further than the state: it has begun, threads have switched, or the sides are swapped.
+    pub(crate) fn resumed(&mut self, pending: BTreeSet<ThreadId>, reversed: bool) -> Result<(), Refusal> {
+        let (mut transition, name) = self.current(None)?;
+        if transition.phase == Phase::Initializing {
+            self.no_callback()?;
+            self.effects.push(log::starting(&name, transition.direction()));
+            transition.phase = Phase::Started;
+        } else {
+            self.started_transition(None)?;
+        }
+        if transition.reversed != reversed {
+            let direction = transition.direction();
+            self.effects.push(log::reversing(&name, direction));
+            self.effects.push(log::starting(&name, direction.opposite()));
+            transition.signaled = false;
+        }
+        self.state.transition = Some(Transition { pending, reversed, ..transition });
+        self.follow_direction();
+        Ok(())
+    }
+
     pub(crate) fn start_failed(&mut self, object: Option<String>, errno: Errno) -> Result<(), Refusal> {
         let (transition, name) = self.startable()?;
         let finish = Finish::Cancelled { object: object.clone(), errno };

@@ -153,9 +153,55 @@ fn the_next_run_takes_over() {
     let id = state.patches()[0].id();
     assert_eq!(state.runs(&func(None, "f"), ThreadId(1)), Implementation::Patch(id));
     // It finds that the last one was struck before the tool died.
-    let (state, effects) = step(&state, Event::Resumed { pending: threads([]) }).unwrap();
+    let (state, effects) = step(&state, Event::Resumed { pending: threads([]), reversed: false }).unwrap();
     assert!(effects.contains(&Effect::End));
     assert_eq!(state.patches()[0].life(), Life::Enabled);
+}
+
+/// The target can be ahead of the state: the tool died after it began, or after it swapped, and before it saved.
+#[test]
+fn the_next_run_makes_up_for_what_was_not_saved() {
+    let mut t = Target::new(&[]);
+    t.autostart = false;
+    t.load(touches_f("p"));
+    t.take_log();
+    let (state, effects) = step(&t.state, Event::Resumed { pending: threads([1]), reversed: false }).unwrap();
+    assert!(
+        matches!(&effects[..], [Effect::Log(_, text)] if text == "livepatch: 'p': starting patching transition")
+    );
+    assert_eq!(state.due(), Due::Threads);
+    let (state, effects) = step(&state, Event::Resumed { pending: threads([2]), reversed: true }).unwrap();
+    let texts: Vec<_> = effects.iter().map(|e| format!("{e:?}")).collect();
+    assert_eq!(texts.len(), 2, "{texts:?}");
+    assert!(texts[0].contains("reversing transition from patching to unpatching"));
+    assert_eq!(state.patches()[0].life(), Life::Disabling);
+    let (state, _) = step(&state, Event::ThreadSwitched(ThreadId(2))).unwrap();
+    assert_eq!(state.patches()[0].life(), Life::Disabled);
+}
+
+#[test]
+fn the_pending_table_is_changed_before_and_all_else_after_the_state_is_saved() {
+    let mut t = Target::new(&[]);
+    t.autostart = false;
+    let check = |state: &State, event: Event, expected: Option<Effect>| {
+        let (state, effects) = step(state, event.clone()).unwrap();
+        let at = event.save_after(&effects);
+        assert_eq!(at.checked_sub(1).map(|at| effects[at].clone()), expected);
+        state
+    };
+    let load = Event::Load { desc: touches_f("p"), enable: true, ignore_order: false };
+    let state = check(&t.state, load, None);
+    let begin = Effect::Begin { pending: threads([1, 2]) };
+    let state = check(&state, Event::Started { pending: threads([1, 2]) }, Some(begin));
+    let state = check(&state, Event::ThreadSwitched(ThreadId(1)), Some(Effect::Switch(ThreadId(1))));
+    check(&state, Event::ThreadSwitched(ThreadId(2)), Some(Effect::Switch(ThreadId(2))));
+    let reverse = Event::Reverse { patch: None, threads: threads([1, 2]) };
+    let swap = Effect::Swap { pending: threads([1]), reversed: true };
+    check(&state, reverse, Some(swap));
+    let state = check(&state, Event::Force { patch: None }, None);
+    let state = check(&state, Event::Disable { patch: "p".into(), ignore_order: false }, None);
+    let state = check(&state, Event::Reverse { patch: None, threads: threads([1]) }, None);
+    assert_eq!(state.due(), Due::Nothing);
 }
 
 #[test]
