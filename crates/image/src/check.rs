@@ -10,7 +10,7 @@ use crate::patch::PatchFile;
 use crate::reloc::{Kind, Reloc};
 use crate::structures::Spot;
 
-/// Checks `image` against the patch that it was linked from.
+/// Checks `image` against the patch that it was linked from. [`crate::link()`] has done so with what it hands out.
 pub fn check(patch: &PatchFile, image: &LinkedImage) -> Result<()> {
     check_segments(image)?;
     let at = Addresses { patch, base: image.base, imports: &image.imports };

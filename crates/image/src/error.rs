@@ -83,7 +83,7 @@ pub enum Error {
     },
     /// Code that would run at start-up.
     #[error(
-        "section {section} holds constructors or destructors, which a patch cannot have: set up in a pre_patch callback or at first use"
+        "section {section} holds constructors or destructors, which a patch cannot have (static C++ objects, sanitizers and profiling make them too): set up in a pre_patch callback or at first use"
     )]
     Constructors {
         /// Its name.
@@ -141,15 +141,15 @@ pub enum Error {
 
     // Symbols.
     /// An IFUNC defined in the patch.
-    #[error(
-        "`{symbol}` is an IFUNC (or of multiple versions by target_clones): a patch must define the chosen one"
-    )]
+    #[error("`{symbol}` is an IFUNC (ifunc, target_clones): define the one implementation that is wanted")]
     IfuncDefinition {
         /// Its name.
         symbol: String,
     },
     /// A `.klp.sym.` name that does not parse.
-    #[error("`{symbol}` is not of the form .klp.sym.OBJECT.SYMBOL,POS: {reason}")]
+    #[error(
+        "`{symbol}` is not of the form .klp.sym.OBJECT.SYMBOL,POS ({reason}): write KLP_SYMBOL(declared, \"OBJECT\", \"SYMBOL\", POS)"
+    )]
     KlpSymbol {
         /// The whole name.
         symbol: String,
@@ -158,7 +158,7 @@ pub enum Error {
     },
     /// A destructor of a static object would be registered.
     #[error(
-        "registers a destructor for the end of the process (`__dso_handle`), when the patch may be gone: use -fno-use-cxa-atexit objects without destructor, or allocate with new"
+        "registers a destructor for the end of the process (`__dso_handle`), when the patch may be gone: make the static object with new and never delete it"
     )]
     DsoHandle,
 
@@ -190,7 +190,9 @@ pub enum Error {
         kind: &'static str,
     },
     /// Against a section that is not in the image.
-    #[error("section {section}+{offset:#x} refers to {dropped}, which is not part of the image")]
+    #[error(
+        "section {section}+{offset:#x} refers to {dropped}, which is not part of the image: give that section the alloc flag"
+    )]
     RefersToDropped {
         /// Where.
         section: String,
@@ -237,7 +239,7 @@ pub enum Error {
         reason: String,
     },
     /// The same object twice.
-    #[error("object {object} is listed twice: put all its functions into one klp_object")]
+    #[error("{object} is listed twice: put all its functions into one klp_object")]
     DuplicateObject {
         /// Its name.
         object: String,

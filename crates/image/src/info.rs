@@ -24,28 +24,23 @@ fn wrong(what: impl Into<String>, reason: impl Into<String>) -> Error {
 }
 
 /// Whether `name` can be a patch's name: it appears in commands, tables and the log, so no blanks, slashes or
-/// characters that a terminal acts on.
-pub fn check_patch_name(what: &str, name: &str) -> Result<()> {
+/// characters that a terminal acts on. `what` says whose it is and `way` what to do if not.
+pub fn check_patch_name(what: &str, name: &str, way: &str) -> Result<()> {
     if name.is_empty() {
-        return Err(wrong(what, "is empty: write KLP_NAME(\"...\")"));
+        return Err(wrong(what, format!("is empty: {way}")));
     }
-    if name.len() > limits::MAX_PATCH_NAME {
+    let max = limits::MAX_PATCH_NAME;
+    if name.len() > max {
         return Err(wrong(
             what,
-            format!(
-                "{name:?} has {} bytes, at most {} are allowed: write a shorter KLP_NAME",
-                name.len(),
-                limits::MAX_PATCH_NAME
-            ),
+            format!("{name:?} has {} bytes, at most {max} are allowed: {way}", name.len()),
         ));
     }
-    let good = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | '+');
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '+');
     if !name.chars().all(good) || name.starts_with(['-', '.']) {
         return Err(wrong(
             what,
-            format!(
-                "{name:?} may hold letters, digits and _ - + . and not begin with - or . : write another KLP_NAME"
-            ),
+            format!("{name:?} is no name of a patch (letters, digits, _ - + . and not - or . first): {way}"),
         ));
     }
     Ok(())
@@ -115,8 +110,12 @@ pub fn parse<'a>(sections: impl Iterator<Item = &'a [u8]>) -> Result<Info> {
     }
     match abi {
         Some(abi) if abi != ABI => Err(Error::Abi { abi, known: ABI }),
-        None if count > 0 => Err(Error::NoPatch),
-        _ => Ok(info),
+        None => Err(wrong("klp_abi", "is missing: mark the patch with KLP_PATCH of <ugraft/livepatch.h>")),
+        Some(_) => {
+            // Compilers reorder the strings; what does not depend on them is the alphabet.
+            info.depends.sort_unstable();
+            Ok(info)
+        }
     }
 }
 
@@ -136,7 +135,7 @@ fn add(info: &mut Info, abi: &mut Option<String>, key: &str, value: &str) -> Res
     match key {
         "klp_abi" => once(abi),
         "name" => {
-            check_patch_name("name", value)?;
+            check_patch_name("name", value, "write KLP_NAME(\"...\")")?;
             once(&mut info.name)
         }
         "version" => once(&mut info.version),
@@ -144,7 +143,7 @@ fn add(info: &mut Info, abi: &mut Option<String>, key: &str, value: &str) -> Res
         "license" => once(&mut info.license),
         "depends" => {
             for name in value.split(',') {
-                check_patch_name("depends", name)?;
+                check_patch_name("depends", name, "write KLP_DEPENDS(\"...\") for each")?;
                 if !info.depends.iter().any(|d| d == name) {
                     info.depends.push(name.to_string());
                 }

@@ -18,6 +18,7 @@ mod sections;
 mod structures;
 
 pub use addr::{FileOffset, LinkAddr, RemoteAddr};
+pub use check::check;
 pub use error::{Error, Result};
 pub use klp_symbol::{EXE, KlpSymbol};
 pub use layout::{Layout, SegmentLayout};

@@ -200,7 +200,7 @@ fn check_base(patch: &PatchFile, base: RemoteAddr) -> Result<()> {
         return wrong("it is not the beginning of a page");
     }
     if base.0 == 0 || end.is_none_or(|e| e > USER_END) {
-        return wrong("user space does not reach there");
+        return wrong("a process cannot have such addresses");
     }
     if patch.layout().below_2g.is_some() && end.is_none_or(|e| e > LOW_END) {
         return wrong(
@@ -365,8 +365,8 @@ impl Addresses<'_> {
             Place::Section { section, offset } => Ok(self.spot(Spot { section, offset })),
             Place::Absolute(value) => Ok(RemoteAddr(value)),
             Place::Got => Ok(self.got()),
-            Place::Import(import) => match self.imports[import as usize] {
-                Resolution::Address(address) => Ok(address),
+            Place::Import(import) => match self.imports.get(import as usize) {
+                Some(Resolution::Address(address)) => Ok(*address),
                 _ => Err(self.unplaced(symbol)),
             },
             Place::Dropped(_) | Place::Unused => Err(self.unplaced(symbol)),
@@ -376,8 +376,8 @@ impl Addresses<'_> {
     /// T: a thread-local symbol's offset from the thread pointer.
     pub fn tp_offset(&self, symbol: u32) -> Result<i64> {
         match self.patch.symbols[symbol as usize].place {
-            Place::Import(import) => match self.imports[import as usize] {
-                Resolution::TpOffset(offset) => Ok(offset),
+            Place::Import(import) => match self.imports.get(import as usize) {
+                Some(Resolution::TpOffset(offset)) => Ok(*offset),
                 _ => Err(self.unplaced(symbol)),
             },
             _ => Err(self.unplaced(symbol)),

@@ -15,7 +15,7 @@ pub struct Metadata {
     pub license: Option<String>,
     /// `klp_patch.replace`: takes the place of every other patch.
     pub replace: bool,
-    /// `KLP_DEPENDS`: names of patches, each once.
+    /// `KLP_DEPENDS`: names of patches, each once, sorted.
     pub depends: Vec<String>,
     /// `klp_patch.objs`, in order, no object twice.
     pub objects: Vec<Object>,

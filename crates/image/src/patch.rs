@@ -143,7 +143,7 @@ impl PatchFile {
     /// ending, the patch's name unless the file states one.
     pub fn parse(bytes: &[u8], stem: &str) -> Result<Self> {
         let elf = RawElf::parse(bytes)?;
-        sections::check_lto(&elf)?;
+        sections::check_maker(&elf)?;
         let fates = elf.sections.iter().map(sections::fate).collect::<Result<Vec<_>>>()?;
         let (mut kept, index_of) = keep(&elf, &fates);
         let mut symbols = place_symbols(&elf, &index_of, &mut kept)?;
@@ -156,10 +156,10 @@ impl PatchFile {
         let mark = read_relocations(&elf, &fates, &index_of, &mut kept, &mut symbols, &mut imports)?;
         let imports = imports.list;
 
+        let mark = marked(mark, &symbols, &elf)?;
         let info = info::parse(elf.sections.iter().zip(&fates).filter_map(|(s, fate)| {
             (*fate == Fate::Metadata && s.name == sections::INFO_SECTION).then_some(s.bytes)
         }))?;
-        let mark = marked(mark, &symbols, &elf)?;
         let name_of = |symbol: u32| elf.name(&elf.symbols[symbol as usize]).to_string();
         let functions = functions(&symbols, &elf);
         let objects = data_objects(&symbols, &elf);

@@ -203,13 +203,13 @@ pub fn read(
 fn operand(bytes: &[u8], offset: u64, addend: i64) -> Kind {
     let Ok(at) = usize::try_from(offset) else { return Kind::Pc32 };
     let back = |n: usize| at.checked_sub(n).and_then(|i| bytes.get(i)).copied();
-    if addend != -4 {
-        return Kind::Pc32;
-    }
     match (back(2), back(1)) {
         (_, Some(0xe8 | 0xe9)) | (Some(0x0f), Some(0x80..=0x8f)) => Kind::Branch,
         (Some(0x8d), Some(modrm))
-            if modrm & 0xc7 == 0x05 && matches!(back(3), Some(0x48 | 0x4c)) && back(6) != Some(0x62) =>
+            if addend == -4
+                && modrm & 0xc7 == 0x05
+                && matches!(back(3), Some(0x48 | 0x4c))
+                && back(6) != Some(0x62) =>
         {
             Kind::Lea
         }

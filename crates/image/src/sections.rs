@@ -56,7 +56,7 @@ pub enum Fate {
     Dropped,
 }
 
-/// Sections of LLVM that tell linkers about symbols, not loaded.
+/// Loaded sections that tell tools about the file and that nothing in it refers to.
 const DROPPED_NAMES: &[&str] = &[".sframe", ".gnu.attributes", ".gnu_debuglink", ".stack_sizes"];
 
 fn is_constructor(name: &str) -> bool {
@@ -72,10 +72,7 @@ pub fn fate(section: &RawSection<'_>) -> Result<Fate> {
     if section.name == ".note.GNU-stack" && section.is(elf::SHF_EXECINSTR) {
         return Err(Error::ExecStack);
     }
-    if section.name == ".gnu.linkonce.this_module" {
-        return Err(Error::KernelModule);
-    }
-    if !section.is(elf::SHF_ALLOC) {
+    if !section.is(elf::SHF_ALLOC) || section.is(elf::SHF_EXCLUDE) {
         return Ok(Fate::Dropped);
     }
     if section.is(elf::SHF_TLS) {
@@ -125,8 +122,11 @@ pub fn fate(section: &RawSection<'_>) -> Result<Fate> {
     }))
 }
 
-/// Refuses files that hold a compiler's intermediate code in place of machine code.
-pub fn check_lto(elf: &RawElf<'_>) -> Result<()> {
+/// Refuses files that were made for something else: a compiler's intermediate code in place of machine code, a kernel module.
+pub fn check_maker(elf: &RawElf<'_>) -> Result<()> {
+    if elf.sections.iter().any(|s| s.name == ".gnu.linkonce.this_module") {
+        return Err(Error::KernelModule);
+    }
     let slim = elf.symbols.iter().any(|s| elf.name(s) == "__gnu_lto_slim");
     let gnu = elf.sections.iter().any(|s| s.name.starts_with(".gnu.lto_"));
     let code = elf.sections.iter().any(|s| s.is(elf::SHF_EXECINSTR) && s.is(elf::SHF_ALLOC) && s.size > 0);

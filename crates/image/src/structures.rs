@@ -96,14 +96,14 @@ impl Reader<'_> {
         let name = match info.name {
             Some(name) => name,
             None => {
-                crate::info::check_patch_name("the file's name", stem)?;
+                crate::info::check_patch_name("the file's name", stem, "write KLP_NAME(\"...\")")?;
                 stem.to_string()
             }
         };
         let path = "patch";
         self.bounds(patch, klp::patch::SIZE, path)?;
         if !self.is_zero(patch, klp::patch::MOD) {
-            return wrong("patch.mod", "is neither THIS_MODULE nor NULL");
+            return wrong("patch.mod", "is neither THIS_MODULE nor NULL: leave it out");
         }
         let replace = self.byte(patch, klp::patch::REPLACE);
         if replace > 1 || !self.is_zero(patch, klp::patch::RESERVED) {
@@ -319,6 +319,7 @@ impl Reader<'_> {
 
     /// The spot of entry `index` of the array at `start`, whole within its variable and its section.
     fn entry(&self, start: Spot, index: u64, size: u64, path: &str) -> Result<Spot> {
+        self.bounds(start, 0, path)?;
         let unended = || wrong(path, "is beyond the end of the array: end it with an empty entry, `{ }`");
         let Some(offset) = index.checked_mul(size).and_then(|o| start.offset.checked_add(o)) else {
             return unended();
@@ -328,7 +329,6 @@ impl Reader<'_> {
         if offset.checked_add(size).is_none_or(|e| e > end) {
             return unended();
         }
-        self.bounds(spot, size, path)?;
         Ok(spot)
     }
 
@@ -348,7 +348,7 @@ impl Reader<'_> {
 
     fn bounds(&self, spot: Spot, size: u64, path: &str) -> Result<()> {
         match self.sections.get(spot.section as usize) {
-            Some(s) if s.part == Part::Text => wrong(path, "lies in code"),
+            Some(s) if s.part == Part::Text => wrong(path, "lies in code: point to a variable"),
             Some(s) if spot.offset.checked_add(size).is_some_and(|e| e <= s.size) => Ok(()),
             _ => wrong(path, "reaches beyond the end of its section"),
         }
@@ -433,7 +433,7 @@ impl Reader<'_> {
         }
         match core::str::from_utf8(&bytes[..len]) {
             Ok(text) => Ok(text.to_string()),
-            Err(_) => wrong(path, "is not UTF-8"),
+            Err(_) => wrong(path, "is not UTF-8: save the source as UTF-8"),
         }
     }
 
