@@ -53,6 +53,9 @@ pub enum EntryRefusal {
         /// How many a redirect takes.
         need: usize,
     },
+    /// The padding behind it serves another function's redirect.
+    #[error("the padding behind the function at {0} is used by the redirect of another function")]
+    PaddingTaken(RemoteAddr),
     /// Another function or entry begins in the bytes that a redirect takes.
     #[error(
         "another function begins at {at}, {offset} bytes into the function at {start}, where the jump would lie"
@@ -272,14 +275,12 @@ impl Entry {
         let written = place..place.offset(len as i64);
         let room = Self::room(f, place, len)?;
         let bytes = f.text.get(place..place.offset(room as i64)).ok_or(EntryRefusal::OutsideText(f.start))?;
-        if let Some(other) =
-            f.neighbours.iter().find(|r| written.contains(&r.start) && r.start > place && r.start < r.end)
-        {
+        if let Some(other) = f.neighbours.iter().find(|r| written.contains(&r.start) && r.start > place) {
             let offset = other.start.0 - f.start.0;
             return Err(EntryRefusal::OtherEntry { start: f.start, at: other.start, offset });
         }
         if f.taken.iter().any(|taken| overlap(taken, &written)) {
-            return Err(EntryRefusal::TooShort { start: f.start, room: 0, need: len });
+            return Err(EntryRefusal::PaddingTaken(f.start));
         }
 
         let mut decoder = Decoder::with_ip(64, bytes, place.0, DecoderOptions::NONE);

@@ -23,6 +23,8 @@ use std::ops::Range;
 const SHORT_REACH: i64 = 128;
 /// How far before the short branches' reach decoding starts, to be in step by then.
 const SYNC: i64 = 64;
+/// How far around a function's start bytes can matter to its redirect, in bytes: see [`Function::memory`].
+pub const NEARBY: i64 = 192;
 /// Most entries of a jump table that are looked at.
 const MAX_TABLE_ENTRIES: usize = 4096;
 /// Longest x86 instruction, in bytes.
@@ -78,8 +80,8 @@ pub struct Function<'a> {
     /// Executable bytes around it, as the *file* has them: at least the function and, where it is shorter than a jump, the
     /// padding behind it; best the whole segment, since branches from anywhere in it into the entry are looked for.
     pub text: Text<'a>,
-    /// The same in memory: at least the first 32 bytes of the function where it is that long, and padding behind it. Where
-    /// they differ from the file, somebody else changed the text. `None` leaves that unchecked.
+    /// The same in memory, at least [`NEARBY`] bytes before and after the start, as far as `text` goes. Where they differ
+    /// from the file, somebody else changed the text. `None` leaves that unchecked.
     pub memory: Option<Text<'a>>,
     /// Extents of functions known nearby, its own and its cold parts' among them or not, in any order.
     pub neighbours: &'a [Range<RemoteAddr>],

@@ -1,6 +1,8 @@
 //! For tests that execute generated code in their own process: memory for it, and a harness that sees every register.
 #![allow(unsafe_code, dead_code)]
 
+pub mod library;
+
 use std::arch::naked_asm;
 use std::ffi::c_void;
 use ugraft_process::RemoteAddr;
