@@ -69,8 +69,6 @@ pub enum Command {
     Info(InfoArgs),
     /// Try a patch file on a process up to the first write, with a verdict per function
     Check(CheckArgs),
-    /// Show it: patch a server under load, replace the patch, restore the server
-    Demo(DemoArgs),
     /// Print a shell's completion script
     Completions {
         /// The shell
@@ -201,12 +199,25 @@ pub struct CheckArgs {
     pub target: TargetArgs,
 }
 
-/// Arguments of `demo`.
-#[derive(Debug, Args)]
-pub struct DemoArgs {
-    /// Serve under load for so long before and after each step
-    #[arg(long, default_value = "1s", value_parser = duration)]
-    pub step: Duration,
+impl Command {
+    /// The command's name on the command line.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Load(_) => "load",
+            Self::Enable(_) => "enable",
+            Self::Disable(_) => "disable",
+            Self::Unload(_) => "unload",
+            Self::Reverse(_) => "reverse",
+            Self::Force(_) => "force",
+            Self::List(_) => "list",
+            Self::Status(_) => "status",
+            Self::Log(_) => "log",
+            Self::Info(_) => "info",
+            Self::Check(_) => "check",
+            Self::Completions { .. } => "completions",
+            Self::Manual => "manual",
+        }
+    }
 }
 
 fn pid(text: &str) -> Result<i32, String> {

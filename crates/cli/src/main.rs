@@ -1,2 +1,65 @@
-//! The `ugraft` program.
-fn main() {}
+//! The `ugraft` program: asks the library for what the command line says, and says what came of it.
+#![deny(unsafe_code)]
+
+mod args;
+mod commands;
+mod exit;
+mod output;
+mod text;
+
+use args::{Cli, Command};
+use clap::{CommandFactory, Parser};
+use output::Outcome;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let how = cli.output;
+    log_to_stderr(how.verbose);
+    let name = cli.command.name();
+    match run(cli.command) {
+        Ok(outcome) => {
+            output::print_outcome(name, &outcome, how);
+            ExitCode::from(outcome.exit_code)
+        }
+        Err(error) => {
+            let failure = exit::Failure::of(&error);
+            let message = format!("{error:#}");
+            output::print_error(name, &message, failure.kind, failure.code, failure.details, how);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<Outcome> {
+    match command {
+        Command::Load(args) => commands::load(&args),
+        Command::Enable(args) => commands::enable(&args),
+        Command::Disable(args) => commands::disable(&args),
+        Command::Unload(args) => commands::unload(&args),
+        Command::Reverse(args) => commands::reverse(&args),
+        Command::Force(args) => commands::force(&args),
+        Command::List(args) => commands::list(&args),
+        Command::Status(args) => commands::status(args),
+        Command::Log(args) => commands::log(&args),
+        Command::Info(args) => commands::info(&args),
+        Command::Check(args) => commands::check(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "ugraft", &mut std::io::stdout());
+            Ok(Outcome::silent())
+        }
+        Command::Manual => {
+            clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())?;
+            Ok(Outcome::silent())
+        }
+    }
+}
+
+/// Messages of the library: warnings always, each step with `-v`, everything with `-vv`.
+fn log_to_stderr(verbose: u8) {
+    let level = ["warn", "info", "debug", "trace"][usize::from(verbose).min(3)];
+    let filter = EnvFilter::new(format!("ugraft={level},ugraft_process={level}"));
+    let stderr = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    stderr.without_time().with_target(false).init();
+}

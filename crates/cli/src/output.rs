@@ -25,11 +25,16 @@ impl Outcome {
     pub fn new(json: Value, text: String) -> Self {
         Self { json, text, notes: Vec::new(), exit_code: 0 }
     }
+
+    /// A success that has said all there is to say.
+    pub fn silent() -> Self {
+        Self { json: Value::Null, text: String::new(), notes: Vec::new(), exit_code: 0 }
+    }
 }
 
 /// Prints what a command has to say; a reader that went away (EPIPE) is no error.
 pub fn print_outcome(command: &str, outcome: &Outcome, how: OutputArgs) {
-    if how.json {
+    if how.json && !outcome.json.is_null() {
         let ok = outcome.exit_code == 0;
         print_json(command, ok, outcome.exit_code, outcome.json.clone());
         return;

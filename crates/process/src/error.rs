@@ -164,4 +164,43 @@ pub enum Error {
     /// An object, function or symbol of the target could not be had.
     #[error(transparent)]
     Symbol(#[from] crate::symbols::SymbolError),
+    /// The semantics refuse the request (the errno is the refusal's).
+    #[error(transparent)]
+    Refused(#[from] ugraft_core::Refusal),
+    /// The patch file cannot be linked for this target.
+    #[error(transparent)]
+    Link(#[from] ugraft_image::Error),
+    /// The target has no patches.
+    #[error("process {0} is not patched")]
+    NotPatched(Pid),
+    /// The patch has callbacks, which nobody can run yet (ENOSYS).
+    #[error("the patch has callbacks (for {0}), which this version cannot run; leave them out")]
+    Callbacks(String),
+    /// The document in the target contradicts itself or the target.
+    #[error("the record of patches in the target is damaged: {0}")]
+    Damaged(String),
+    /// The text of a patched function is not what was written there.
+    #[error("somebody else has changed the code of {function} at {at}; nothing is done while that is so")]
+    Disturbed {
+        /// The function.
+        function: String,
+        /// Where.
+        at: RemoteAddr,
+    },
+    /// A transition did not complete in time and was taken back: the target is as before (ETIMEDOUT).
+    #[error("patch '{patch}' could not make its transition in the time given and was reversed: {}", crate::report::blocked_text(.blocked))]
+    TimedOut {
+        /// The patch.
+        patch: String,
+        /// What stood in the way.
+        blocked: Vec<crate::report::Blocked>,
+    },
+    /// A transition goes on: neither direction could be completed in the time given (EBUSY).
+    #[error("patch '{patch}' is still in transition: {}", crate::report::blocked_text(.blocked))]
+    InTransition {
+        /// The patch.
+        patch: String,
+        /// What stands in the way.
+        blocked: Vec<crate::report::Blocked>,
+    },
 }

@@ -1,9 +1,13 @@
 //! A live target process: what it is made of, and how it is changed.
 #![deny(unsafe_code)]
 
+pub mod arena;
+pub mod batch;
 pub mod cave;
+pub mod check;
 pub mod debug_file;
 pub mod demangle;
+pub mod document;
 pub mod elf_file;
 pub mod entry;
 pub mod function;
@@ -17,15 +21,25 @@ pub mod memory;
 pub mod objects;
 pub mod pending;
 pub mod place;
+pub mod plan;
 pub mod priority;
 pub mod remote;
+pub mod report;
+pub mod requests;
+pub mod resolve;
 pub mod scan;
 pub mod scope;
+pub mod session;
 pub mod sharing;
+pub mod site;
 pub mod stacks;
 pub mod stat;
 pub mod state_area;
+pub mod status;
+pub mod stop;
 pub mod stub;
+pub mod sweep;
+pub mod switch;
 pub mod symbols;
 pub mod target;
 pub mod threads;
@@ -33,8 +47,11 @@ pub mod thunk;
 pub mod trampoline;
 pub mod watch;
 
+mod census;
+mod describe;
 mod dynamic;
 mod ifunc;
+mod look;
 mod pages;
 mod ptrace;
 

@@ -103,6 +103,24 @@ impl Maps {
         self.0.get(i).filter(|m| m.contains(addr))
     }
 
+    /// Treats `range`, which is free, as mapped from now on: it is promised to somebody.
+    pub fn reserve(&mut self, range: Range<RemoteAddr>) {
+        let i = self.0.partition_point(|m| m.end <= range.start);
+        let promised = Mapping {
+            start: range.start,
+            end: range.end,
+            read: false,
+            write: false,
+            exec: false,
+            shared: false,
+            offset: FileOffset(0),
+            dev: (0, 0),
+            inode: 0,
+            name: String::new(),
+        };
+        self.0.insert(i, promised);
+    }
+
     /// The gaps between mappings, in address order, from `bounds.start` to `bounds.end`.
     pub fn gaps(&self, bounds: Range<RemoteAddr>) -> impl Iterator<Item = Range<RemoteAddr>> {
         let mut ends = vec![bounds.start];

@@ -1,0 +1,167 @@
+//! The commands: each asks the library and makes an [`Outcome`] of the answer.
+
+use crate::args::{ChangeArgs, CheckArgs, ForceArgs, InfoArgs, ListArgs, LoadArgs, LogArgs, LogLevel};
+use crate::args::{TargetArgs, TimeoutArgs, TransitionArgs};
+use crate::exit;
+use crate::output::Outcome;
+use crate::text;
+use anyhow::{Context, Result};
+use serde_json::json;
+use std::path::Path;
+use std::time::Duration;
+use ugraft_image::PatchFile;
+use ugraft_process::check;
+use ugraft_process::log_ring::Level;
+use ugraft_process::report::Report;
+use ugraft_process::requests::Options;
+use ugraft_process::session::Session;
+use ugraft_process::status;
+use ugraft_process::{Error, Pid};
+
+/// How long `force` may wait for the one stop it needs.
+const FORCE_WITHIN: Duration = Duration::from_secs(10);
+
+/// `ugraft load FILE`
+pub fn load(args: &LoadArgs) -> Result<Outcome> {
+    let patch = read_patch(&args.file)?;
+    let options = options(args.timeout, args.ignore_order);
+    let report = Session::open(pid(args.target))?.load(&patch, !args.disabled, options)?;
+    let done = if args.disabled { "loaded, disabled" } else { "enabled" };
+    Ok(changed(&report, done))
+}
+
+/// `ugraft enable NAME`
+pub fn enable(args: &ChangeArgs) -> Result<Outcome> {
+    let options = options(args.timeout, args.ignore_order);
+    let report = Session::open(pid(args.target))?.enable(&args.name, options)?;
+    Ok(changed(&report, "enabled"))
+}
+
+/// `ugraft disable NAME`
+pub fn disable(args: &ChangeArgs) -> Result<Outcome> {
+    let options = options(args.timeout, args.ignore_order);
+    let report = Session::open(pid(args.target))?.disable(&args.name, options)?;
+    Ok(changed(&report, "disabled"))
+}
+
+/// `ugraft unload NAME`
+pub fn unload(args: &ChangeArgs) -> Result<Outcome> {
+    let options = options(args.timeout, args.ignore_order);
+    let report = Session::open(pid(args.target))?.unload(&args.name, options)?;
+    Ok(changed(&report, "unloaded"))
+}
+
+/// `ugraft reverse`
+pub fn reverse(args: &TransitionArgs) -> Result<Outcome> {
+    let report = Session::open(pid(args.target))?.reverse(options(args.timeout, false))?;
+    Ok(changed(&report, "reversed"))
+}
+
+/// `ugraft force`
+pub fn force(args: &ForceArgs) -> Result<Outcome> {
+    let timeout = TimeoutArgs { timeout: FORCE_WITHIN };
+    let report = Session::open(pid(args.target))?.force(options(timeout, false))?;
+    let mut outcome = changed(&report, "forced");
+    outcome.notes.push(
+        "threads that were still in the other version may run a mix of both until they leave it; memory that they may \
+         use stays for ever"
+            .to_owned(),
+    );
+    Ok(outcome)
+}
+
+/// `ugraft list`
+pub fn list(args: &ListArgs) -> Result<Outcome> {
+    let Some(pid) = args.pid else {
+        let all: Vec<_> =
+            status::patched_processes().into_iter().filter_map(|pid| status::status(pid).ok()).collect();
+        return Ok(Outcome::new(json!({ "processes": all }), text::processes(&all)));
+    };
+    let status = status::status(Pid(pid))?;
+    if status.patches.is_empty() {
+        return Err(Error::NotPatched(Pid(pid)).into());
+    }
+    Ok(Outcome::new(json!({ "pid": pid, "patches": status.patches }), text::patches(&status.patches)))
+}
+
+/// `ugraft status`
+pub fn status(args: TargetArgs) -> Result<Outcome> {
+    let status = status::status(pid(args))?;
+    let mut outcome = Outcome::new(json!({ "status": status }), text::status(&status));
+    if status.patches.is_empty() {
+        outcome.exit_code = exit::NOT_PATCHED;
+    } else if status.transition.is_some() {
+        outcome.exit_code = exit::IN_TRANSITION;
+    }
+    Ok(outcome)
+}
+
+/// `ugraft log`
+pub fn log(args: &LogArgs) -> Result<Outcome> {
+    let least = match args.level {
+        LogLevel::Err => Level::Err,
+        LogLevel::Warn => Level::Warn,
+        LogLevel::Notice => Level::Notice,
+        LogLevel::Info => Level::Info,
+        LogLevel::Debug => Level::Debug,
+    };
+    let mut records = status::log(pid(args.target))?;
+    records.retain(|record| record.level <= least);
+    Ok(Outcome::new(json!({ "messages": records }), text::log(&records)))
+}
+
+/// `ugraft info FILE`
+pub fn info(args: &InfoArgs) -> Result<Outcome> {
+    let patch = read_patch(&args.file)?;
+    let imports: Vec<_> = patch.imports().iter().map(|import| import.display_name()).collect();
+    let json = json!({ "patch": patch.metadata(), "size": patch.layout().size, "imports": imports });
+    Ok(Outcome::new(json, text::info(&patch)))
+}
+
+/// `ugraft check FILE`
+pub fn check(args: &CheckArgs) -> Result<Outcome> {
+    let patch = read_patch(&args.file)?;
+    let report = check::check(&patch, pid(args.target))?;
+    let mut outcome = Outcome::new(json!({ "check": report }), text::check(&report));
+    if !report.ok {
+        outcome.exit_code = exit::UNSAFE;
+    }
+    Ok(outcome)
+}
+
+fn pid(args: TargetArgs) -> Pid {
+    Pid(args.pid)
+}
+
+fn options(timeout: TimeoutArgs, ignore_order: bool) -> Options {
+    Options { timeout: timeout.timeout, ignore_order }
+}
+
+fn changed(report: &Report, done: &str) -> Outcome {
+    let text = match &report.already {
+        Some(already) => already.clone(),
+        None => text::changed(report, done),
+    };
+    let mut outcome = Outcome::new(json!({ "report": report }), text);
+    outcome.notes = report.notes.clone();
+    outcome
+}
+
+/// Reads and verifies a patch file; nothing else is looked at before that has succeeded.
+fn read_patch(path: &Path) -> Result<PatchFile> {
+    let bytes = read_file(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    PatchFile::parse(&bytes, &stem).with_context(|| format!("{}", path.display()))
+}
+
+fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
+    use std::io::Read;
+    let file = std::fs::File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    // One byte more than is allowed tells a file that is too large without reading it all.
+    file.take(ugraft_image::limits::MAX_FILE_SIZE as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

@@ -1,0 +1,95 @@
+//! Trying a patch on a target up to the first write: a verdict per function, and whether the whole would load.
+
+use crate::batch::{Batch, Ground};
+use crate::document::Document;
+use crate::session::objects_of;
+use crate::state_area::StateArea;
+use crate::target::Target;
+use crate::{Error, Pid, RemoteAddr, Result, plan, site};
+use serde::Serialize;
+use ugraft_core::{Event, PatchId};
+use ugraft_image::PatchFile;
+
+/// What a try has found.
+#[derive(Clone, Debug, Serialize)]
+pub struct CheckReport {
+    /// The patch.
+    pub patch: String,
+    /// The target.
+    pub pid: i32,
+    /// Whether a load would begin its transition.
+    pub ok: bool,
+    /// What stands in the way of the patch as a whole.
+    pub problems: Vec<String>,
+    /// Its functions.
+    pub funcs: Vec<FuncVerdict>,
+}
+
+/// What a try has found about one function.
+#[derive(Clone, Debug, Serialize)]
+pub struct FuncVerdict {
+    /// The object; `None` is the main executable.
+    pub object: Option<String>,
+    /// The function.
+    pub name: String,
+    /// Where it lies, if it was found.
+    pub addr: Option<RemoteAddr>,
+    /// How it would be redirected, or why it would not.
+    pub verdict: String,
+    /// Whether it can be patched, now or as soon as its object is loaded.
+    pub ok: bool,
+}
+
+/// Tries `patch` on process `pid`. Nothing is stopped, traced or changed.
+///
+/// # Errors
+/// Those of [`Target::open`]; what is wrong between patch and target is part of the report.
+pub fn check(patch: &PatchFile, pid: Pid) -> Result<CheckReport> {
+    let target = Target::open(pid)?;
+    let (maps, objects) = objects_of(&target)?;
+    let mut document = match StateArea::find(target.memory(), &maps)? {
+        Some(area) => Document::parse(&area.document(target.memory())?)?,
+        None => Document::default(),
+    };
+    let desc = plan::describe(patch, &objects);
+    let mut problems = Vec::new();
+    let mut note = |result: Result<()>| {
+        if let Err(e) = result {
+            problems.push(e.to_string());
+        }
+    };
+    note(plan::check_build_ids(&desc, &objects));
+    note(plan::check_callbacks(&desc));
+    note(crate::sharing::check_not_shared(&target));
+    let load = Event::Load { desc: desc.clone(), enable: true, ignore_order: false };
+    note(ugraft_core::step(&document.state, load).map(|_| ()).map_err(Error::from));
+
+    let mut funcs = Vec::new();
+    let mut taken: Vec<_> = document.sites.iter().flat_map(|site| site.entry.written()).collect();
+    for func in desc.funcs() {
+        let (addr, ok, verdict) = if objects.find(func.object.as_deref()).is_err() {
+            (None, true, "its object is not loaded".to_owned())
+        } else if let Some(site) = document.site(&func) {
+            (Some(site.entry.start()), true, "patched already; goes on top".to_owned())
+        } else {
+            match site::find(target.memory(), &maps, &objects, &func, &taken) {
+                Ok(site) => {
+                    let how =
+                        if site.entry.is_springboard() { "by a jump in nearby padding" } else { "by a jump" };
+                    let addr = site.entry.start();
+                    taken.extend(site.entry.written());
+                    document.sites.push(site);
+                    (Some(addr), true, format!("can be redirected {how}"))
+                }
+                Err(e) => (None, false, e.to_string()),
+            }
+        };
+        funcs.push(FuncVerdict { object: func.object.clone(), name: func.name.clone(), addr, verdict, ok });
+    }
+    let mut batch = Batch::new(Ground::new(&target, maps.clone()));
+    if let Err(e) = plan::image(PatchId(0), patch, &desc, &objects, &document, &mut batch) {
+        problems.push(e.to_string());
+    }
+    let ok = problems.is_empty() && funcs.iter().all(|f| f.ok);
+    Ok(CheckReport { patch: desc.name, pid: pid.0, ok, problems, funcs })
+}

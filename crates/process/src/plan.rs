@@ -1,0 +1,271 @@
+//! From a patch file to what is to be put into the target: its description, its image, its sites.
+
+use crate::batch::Batch;
+use crate::document::{Document, Image, NewFunc, Site, Symbol};
+use crate::mapping::{MapRequest, Part as MappedPart, Prot};
+use crate::maps::Maps;
+use crate::objects::{ObjectId, Objects};
+use crate::resolve::Resolver;
+use crate::target::Target;
+use crate::{Error, RemoteAddr, Result, site, trampoline};
+use std::ops::Range;
+use ugraft_core::{Callbacks, FuncDesc, FuncId, ObjectDesc, PatchDesc, PatchId, StateDesc};
+use ugraft_image::{LinkedImage, Part, PatchFile, Resolution};
+
+/// Sites further apart than this need different places for what they jump to.
+const NEIGHBOURHOOD: i64 = 1 << 30;
+/// Bytes from one trampoline to the next.
+const TRAMPOLINE_LEN: usize = trampoline::FAR_LEN.next_multiple_of(16);
+const PAGE: u64 = crate::batch::PAGE;
+
+/// The description of a patch in the semantics' terms. Objects that are loaded get their canonical names, so that two
+/// patches of one library mean the same by whatever name they call it.
+#[must_use]
+pub fn describe(patch: &PatchFile, objects: &Objects<'_>) -> PatchDesc {
+    let metadata = patch.metadata();
+    let text = |t: &Option<String>| t.clone().unwrap_or_default();
+    PatchDesc {
+        name: metadata.name.clone(),
+        version: text(&metadata.version),
+        description: text(&metadata.description),
+        replace: metadata.replace,
+        depends: metadata.depends.clone(),
+        states: metadata.states.iter().map(|s| StateDesc { id: s.id, version: s.version }).collect(),
+        objects: metadata
+            .objects
+            .iter()
+            .map(|object| ObjectDesc {
+                name: object.name.as_deref().map(|name| canonical(objects, name)),
+                build_id: object.build_id.clone(),
+                funcs: object
+                    .funcs
+                    .iter()
+                    .map(|f| FuncDesc { old_name: f.old_name.clone(), old_sympos: f.old_sympos })
+                    .collect(),
+                callbacks: Callbacks {
+                    pre_patch: object.callbacks.pre_patch.is_some(),
+                    post_patch: object.callbacks.post_patch.is_some(),
+                    pre_unpatch: object.callbacks.pre_unpatch.is_some(),
+                    post_unpatch: object.callbacks.post_unpatch.is_some(),
+                },
+            })
+            .collect(),
+    }
+}
+
+fn canonical(objects: &Objects<'_>, name: &str) -> String {
+    objects.find(Some(name)).map_or_else(|_| name.to_owned(), |object| object.name().to_owned())
+}
+
+/// Checks the build-ids that a patch asks for, of the objects that are loaded.
+///
+/// # Errors
+/// [`Error::Symbol`] where one differs.
+pub fn check_build_ids(desc: &PatchDesc, objects: &Objects<'_>) -> Result<()> {
+    for object in &desc.objects {
+        if let (Some(wanted), Ok(found)) = (&object.build_id, objects.find(object.name.as_deref())) {
+            found.check_build_id(wanted)?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses callbacks, which nobody can run in the target yet.
+///
+/// # Errors
+/// [`Error::Callbacks`].
+pub fn check_callbacks(desc: &PatchDesc) -> Result<()> {
+    match desc.objects.iter().find(|object| object.callbacks != Callbacks::default()) {
+        Some(object) => {
+            Err(Error::Callbacks(object.name.clone().unwrap_or_else(|| "the main executable".to_owned())))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The sites of those of `funcs` that have none in `document` yet.
+///
+/// # Errors
+/// Those of [`site::find`].
+pub fn new_sites(
+    target: &Target,
+    maps: &Maps,
+    objects: &Objects<'_>,
+    document: &Document,
+    funcs: impl Iterator<Item = FuncId>,
+) -> Result<Vec<Site>> {
+    let mut taken: Vec<_> = document.sites.iter().flat_map(|site| site.entry.written()).collect();
+    let mut sites: Vec<Site> = Vec::new();
+    for func in funcs {
+        if document.site(&func).is_some() || sites.iter().any(|site| site.func == func) {
+            continue;
+        }
+        let site = site::find(target.memory(), maps, objects, &func, &taken)?;
+        taken.extend(site.entry.written());
+        sites.push(site);
+    }
+    Ok(sites)
+}
+
+/// Links `patch` for a place from where, or through trampolines, its sites reach it, and adds what is to be mapped and
+/// written to `batch`. `desc` is its description with one func for each of the file's.
+///
+/// # Errors
+/// [`Error::Link`] where symbols are missing or out of reach, [`Error::NoPlace`] where there is no room.
+pub fn image(
+    id: PatchId,
+    patch: &PatchFile,
+    desc: &PatchDesc,
+    objects: &Objects<'_>,
+    document: &Document,
+    batch: &mut Batch,
+) -> Result<Image> {
+    let also: Vec<ObjectId> =
+        desc.objects.iter().filter_map(|o| objects.find(o.name.as_deref()).ok()).map(|o| o.id()).collect();
+    let mut resolver = Resolver::new(objects, &also)?;
+    let jumps = jumps(desc, document);
+    let layout = patch.layout();
+    let base = place(patch, &resolver, &jumps, batch)?.start;
+    let linked = ugraft_image::link(patch, base, &mut resolver)?;
+    batch.requests.push(MapRequest {
+        name: format!("ugraft:patch:{}", desc.name),
+        addr: base,
+        len: layout.size,
+        parts: layout
+            .segments
+            .iter()
+            .map(|s| MappedPart { offset: s.offset, len: s.page_size(), prot: prot_of(s.part) })
+            .collect(),
+    });
+    for segment in &linked.segments {
+        batch.writes.push((segment.addr, segment.bytes.clone()));
+    }
+    let mut image = Image {
+        patch: id,
+        mappings: vec![base..base.offset(layout.size as i64)],
+        funcs: new_funcs(desc, &linked),
+        symbols: symbols(&linked),
+    };
+    trampolines(&mut image, document, &desc.name, batch)?;
+    Ok(image)
+}
+
+/// Where the redirects of the patch's loaded functions jump from.
+fn jumps(desc: &PatchDesc, document: &Document) -> Vec<RemoteAddr> {
+    let mut jumps: Vec<_> =
+        desc.funcs().filter_map(|func| document.site(&func)).map(|site| site.entry.jump()).collect();
+    jumps.sort();
+    jumps
+}
+
+/// A place for the image: near what its code must reach, and near the largest group of its sites, or as much of that as
+/// can be had.
+fn place(
+    patch: &PatchFile,
+    resolver: &Resolver<'_, '_>,
+    jumps: &[RemoteAddr],
+    batch: &mut Batch,
+) -> Result<Range<RemoteAddr>> {
+    let layout = patch.layout();
+    let below_2g = layout.below_2g.is_some();
+    let near: Vec<RemoteAddr> = patch
+        .imports()
+        .iter()
+        .filter(|import| import.usage.near)
+        .filter_map(|import| match resolver.resolve(import) {
+            Resolution::Address(addr) if addr.0 != 0 => Some(addr),
+            _ => None,
+        })
+        .collect();
+    let largest = groups(jumps).into_iter().max_by_key(Vec::len).unwrap_or_default();
+    let both = [near.clone(), largest.clone()].concat();
+    let mut result = batch.ground.take_where(layout.size, &both, below_2g);
+    for reach in [&near, &largest] {
+        if result.is_err() && !reach.is_empty() {
+            result = batch.ground.take_where(layout.size, reach, below_2g);
+        }
+    }
+    result
+}
+
+/// Addresses, sorted, in groups of neighbours.
+fn groups(sorted: &[RemoteAddr]) -> Vec<Vec<RemoteAddr>> {
+    let mut groups: Vec<Vec<RemoteAddr>> = Vec::new();
+    for &addr in sorted {
+        match groups.last_mut() {
+            Some(group) if addr.distance_from(group[0]) < NEIGHBOURHOOD => group.push(addr),
+            _ => groups.push(vec![addr]),
+        }
+    }
+    groups
+}
+
+/// Gives trampolines to those functions of `image` that their sites' jumps do not reach.
+///
+/// # Errors
+/// [`Error::NoPlace`] where there is no room within reach of a site.
+pub fn trampolines(image: &mut Image, document: &Document, name: &str, batch: &mut Batch) -> Result<()> {
+    let mut far: Vec<(RemoteAddr, &mut NewFunc)> = Vec::new();
+    for new in &mut image.funcs {
+        if let Some(site) = document.site(&new.func)
+            && !site.entry.reaches(new.landing)
+        {
+            far.push((site.entry.jump(), new));
+        }
+    }
+    far.sort_by_key(|(jump, _)| *jump);
+    while !far.is_empty() {
+        let first = far[0].0;
+        let count = far.partition_point(|(jump, _)| jump.distance_from(first) < NEIGHBOURHOOD);
+        let reach: Vec<_> = far[..count].iter().map(|(jump, _)| *jump).collect();
+        let len = ((count * TRAMPOLINE_LEN) as u64).next_multiple_of(PAGE);
+        let range = batch.ground.take(len, &reach)?;
+        let mut bytes = vec![0xcc; count * TRAMPOLINE_LEN];
+        for (i, (_, new)) in far.drain(..count).enumerate() {
+            bytes[i * TRAMPOLINE_LEN..][..trampoline::FAR_LEN].copy_from_slice(&trampoline::far(new.addr));
+            new.landing = range.start.offset((i * TRAMPOLINE_LEN) as i64);
+        }
+        batch.requests.push(MapRequest {
+            name: format!("ugraft:patch:{name}"),
+            addr: range.start,
+            len,
+            parts: vec![MappedPart { offset: 0, len, prot: Prot::ReadExec }],
+        });
+        batch.writes.push((range.start, bytes));
+        image.mappings.push(range);
+    }
+    Ok(())
+}
+
+fn new_funcs(desc: &PatchDesc, linked: &LinkedImage) -> Vec<NewFunc> {
+    let funcs = desc.objects.iter().flat_map(|object| object.funcs.iter().map(|f| object.id_of(f)));
+    let new = linked.objects.iter().flat_map(|object| &object.new_funcs);
+    funcs
+        .zip(new)
+        .map(|(func, new)| NewFunc {
+            func,
+            addr: new.addr,
+            landing: new.addr,
+            code: std::iter::once((new.addr, new.size))
+                .chain(new.cold.iter().map(|cold| (cold.addr, cold.size)))
+                .map(|(addr, size)| addr..addr.offset(size as i64))
+                .collect(),
+        })
+        .collect()
+}
+
+fn symbols(linked: &LinkedImage) -> Vec<Symbol> {
+    let symbol = |s: &ugraft_image::ImageSymbol| Symbol {
+        name: s.name.clone(),
+        range: s.addr..s.addr.offset(s.size as i64),
+    };
+    linked.symbols.iter().map(symbol).collect()
+}
+
+fn prot_of(part: Part) -> Prot {
+    match part {
+        Part::Text => Prot::ReadExec,
+        Part::ReadOnly => Prot::Read,
+        Part::Data => Prot::ReadWrite,
+    }
+}

@@ -1,0 +1,285 @@
+//! The requests: load, enable, disable, unload, reverse, force.
+//!
+//! Each takes up first what an earlier run of the tool left: a transition that had not begun is cancelled, one that had
+//! is carried on, and only a target that is in no transition is asked for something new. Each is all or nothing: what
+//! fails leaves the target as it was.
+
+use crate::batch::{Batch, Ground};
+use crate::document::Document;
+use crate::objects::{Objects, Role};
+use crate::report::Report;
+use crate::session::{Session, objects_of};
+use crate::stop::Hindrance;
+use crate::switch::Standing;
+use crate::{Error, RemoteAddr, Result, plan, sharing};
+use std::ops::Range;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use ugraft_core::{AlreadySo, Event, Life, Refusal};
+use ugraft_image::PatchFile;
+
+/// How a request is to be carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// How long the transition may take before it is reversed.
+    pub timeout: Duration,
+    /// Whether to go on although the order of dependent patches forbids it.
+    pub ignore_order: bool,
+}
+
+impl Session {
+    /// Loads a patch, and enables it if `enable`.
+    ///
+    /// # Errors
+    /// The reason why not; the target is as before.
+    pub fn load(&mut self, patch: &PatchFile, enable: bool, options: Options) -> Result<Report> {
+        let name = patch.metadata().name.clone();
+        self.take_up(options)?;
+        self.attempt(|session| session.load_fresh(patch, enable, options), &name, options)
+    }
+
+    /// Enables a loaded patch.
+    ///
+    /// # Errors
+    /// As [`Session::load`].
+    pub fn enable(&mut self, name: &str, options: Options) -> Result<Report> {
+        self.require_patched()?;
+        self.take_up(options)?;
+        let event = Event::Enable { patch: name.to_owned(), ignore_order: options.ignore_order };
+        self.attempt(|session| session.change(event, name), name, options)
+    }
+
+    /// Disables an enabled patch.
+    ///
+    /// # Errors
+    /// As [`Session::load`].
+    pub fn disable(&mut self, name: &str, options: Options) -> Result<Report> {
+        self.require_patched()?;
+        self.take_up(options)?;
+        let event = Event::Disable { patch: name.to_owned(), ignore_order: options.ignore_order };
+        self.attempt(|session| session.change(event, name), name, options)
+    }
+
+    /// Removes a disabled or replaced patch.
+    ///
+    /// # Errors
+    /// As [`Session::load`].
+    pub fn unload(&mut self, name: &str, options: Options) -> Result<Report> {
+        self.require_patched()?;
+        self.take_up(options)?;
+        self.attempt(
+            |session| {
+                session.step(Event::Unload { patch: name.to_owned() })?;
+                session.forget_what_is_gone();
+                session.was_entered = true;
+                Ok(Batch::new(Ground::new(&session.target, session.target.maps()?)))
+            },
+            name,
+            options,
+        )
+    }
+
+    /// Turns the running transition round.
+    ///
+    /// # Errors
+    /// [`Error::InTransition`] where it does not complete in the time given.
+    pub fn reverse(&mut self, options: Options) -> Result<Report> {
+        self.require_patched()?;
+        let name = self.in_transition()?;
+        self.resume()?;
+        if self.document.state.transition().is_some() {
+            let deadline = Instant::now() + options.timeout;
+            self.turn_round(deadline)?;
+            if let Standing::Pending(hindrances) = self.converge(deadline)? {
+                return Err(self.still_in_transition(&name, hindrances));
+            }
+        }
+        self.sweep(Instant::now() + options.timeout)?;
+        Ok(self.report(&name, None))
+    }
+
+    /// Completes the running transition without proof that it is safe.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where there is none.
+    pub fn force(&mut self, options: Options) -> Result<Report> {
+        self.require_patched()?;
+        let name = self.in_transition()?;
+        self.resume()?;
+        if self.document.state.transition().is_some() {
+            self.force_through(Instant::now() + options.timeout)?;
+        }
+        self.was_entered = true;
+        // Who was forced may stay in old code for long: no waiting for that.
+        self.sweep(Instant::now())?;
+        Ok(self.report(&name, None))
+    }
+
+    /// The name of the patch in transition.
+    fn in_transition(&self) -> Result<String> {
+        let transition = self.document.state.transition().ok_or(Refusal::NoTransition)?;
+        let patch = self.document.state.patch(transition.patch());
+        Ok(patch.map(|patch| patch.name().to_owned()).unwrap_or_default())
+    }
+
+    /// Finishes what an earlier run of the tool left.
+    fn take_up(&mut self, options: Options) -> Result<()> {
+        if self.document.state.transition().is_none() {
+            return Ok(());
+        }
+        let name = self.in_transition()?;
+        self.notes.push(format!("an earlier run left patch '{name}' in transition; it was taken up first"));
+        self.resume()?;
+        if self.document.state.transition().is_some()
+            && let Standing::Pending(hindrances) = self.converge(Instant::now() + options.timeout)?
+        {
+            return Err(self.still_in_transition(&name, hindrances));
+        }
+        Ok(())
+    }
+
+    /// Has `begin` put a request into the document and a batch, and carries it out.
+    fn attempt(
+        &mut self,
+        begin: impl FnOnce(&mut Self) -> Result<Batch>,
+        name: &str,
+        options: Options,
+    ) -> Result<Report> {
+        let before = self.document.clone();
+        let replaced = before.state.patches().iter().filter(|p| p.life() == Life::Replaced);
+        self.replaced_before = replaced.map(|p| p.name().to_owned()).collect();
+        let batch = match begin(self) {
+            Ok(batch) => batch,
+            Err(Error::Refused(Refusal::AlreadySo(already))) => return Ok(self.report(name, Some(already))),
+            Err(e) => {
+                self.document = before;
+                self.drop_messages();
+                return Err(e);
+            }
+        };
+        let result = self.carry_out(batch, name, &before, options);
+        // Whatever came of it: what is not needed goes.
+        let swept = self.sweep(Instant::now() + options.timeout);
+        result?;
+        swept?;
+        Ok(self.report(name, None))
+    }
+
+    fn carry_out(&mut self, batch: Batch, name: &str, before: &Document, options: Options) -> Result<()> {
+        self.made_here = batch_ranges(&batch);
+        if self.document.state.transition().is_none() {
+            return self.install(batch).inspect_err(|_| self.document = before.clone());
+        }
+        let standing = self.transition(batch, Instant::now() + options.timeout)?;
+        let hindrances = match standing {
+            Standing::Complete => return Ok(()),
+            Standing::NotBegun(hindrances) => {
+                let blocked = self.describe(hindrances);
+                return Err(Error::TimedOut { patch: name.to_owned(), blocked });
+            }
+            Standing::Pending(hindrances) => hindrances,
+        };
+        let blocked = self.describe(hindrances);
+        let deadline = Instant::now() + options.timeout;
+        self.turn_round(deadline)?;
+        match self.converge(deadline)? {
+            Standing::Complete | Standing::NotBegun(_) => {
+                Err(Error::TimedOut { patch: name.to_owned(), blocked })
+            }
+            Standing::Pending(hindrances) => Err(self.still_in_transition(name, hindrances)),
+        }
+    }
+
+    fn load_fresh(&mut self, patch: &PatchFile, enable: bool, options: Options) -> Result<Batch> {
+        let target = Rc::clone(&self.target);
+        sharing::check_not_shared(&target)?;
+        let (maps, objects) = objects_of(&target)?;
+        let desc = plan::describe(patch, &objects);
+        plan::check_build_ids(&desc, &objects)?;
+        plan::check_callbacks(&desc)?;
+        self.note_objects(&objects)?;
+        self.step(Event::Load { desc: desc.clone(), enable, ignore_order: options.ignore_order })?;
+        let known = self.document.state.patch_named(&desc.name);
+        let id = known.map(|p| p.id()).ok_or_else(|| Refusal::NoSuchPatch(desc.name.clone()))?;
+        let mut batch = Batch::new(Ground::new(&target, maps.clone()));
+        let loaded = desc.funcs().filter(|f| self.document.state.is_loaded(f.object.as_deref()));
+        let sites = plan::new_sites(&target, &maps, &objects, &self.document, loaded)?;
+        self.document.sites.extend(sites);
+        let image = plan::image(id, patch, &desc, &objects, &self.document, &mut batch)?;
+        self.document.images.push(image);
+        if !enable {
+            // The sites were needed for the image's place only; an enable finds them anew.
+            self.forget_what_is_gone();
+        }
+        Ok(batch)
+    }
+
+    /// An enable or disable of a loaded patch.
+    fn change(&mut self, event: Event, name: &str) -> Result<Batch> {
+        let target = Rc::clone(&self.target);
+        sharing::check_not_shared(&target)?;
+        let (maps, objects) = objects_of(&target)?;
+        self.note_objects(&objects)?;
+        self.step(event)?;
+        let mut batch = Batch::new(Ground::new(&target, maps.clone()));
+        let changing = self.document.state.changes().into_iter().map(|change| change.func);
+        let sites = plan::new_sites(&target, &maps, &objects, &self.document, changing)?;
+        self.document.sites.extend(sites);
+        let mut images = std::mem::take(&mut self.document.images);
+        for image in &mut images {
+            if self.document.state.patch(image.patch).is_some_and(|p| p.name() == name) {
+                plan::trampolines(image, &self.document, name, &mut batch)?;
+            }
+        }
+        self.document.images = images;
+        Ok(batch)
+    }
+
+    /// Tells the semantics which libraries are loaded now.
+    fn note_objects(&mut self, objects: &Objects<'_>) -> Result<()> {
+        for object in objects.iter().filter(|o| matches!(o.role(), Role::Library | Role::Loader)) {
+            let name = object.name();
+            let patched_by = self.document.state.patches().iter().find(|patch| {
+                matches!(patch.life(), Life::Enabled)
+                    && patch.objects().iter().any(|o| o.name() == Some(name))
+            });
+            if self.document.state.is_loaded(Some(name)) {
+                continue;
+            }
+            match patched_by.map(|patch| patch.name().to_owned()) {
+                Some(patch) => self.notes.push(format!(
+                    "{name} was loaded after patch '{patch}' was enabled, which does not change it; disable and enable \
+                     '{patch}'"
+                )),
+                None => {
+                    let event = Event::ObjectComing { object: name.to_owned(), misfits: Vec::new() };
+                    self.step(event)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn still_in_transition(&mut self, name: &str, hindrances: Vec<Hindrance>) -> Error {
+        Error::InTransition { patch: name.to_owned(), blocked: self.describe(hindrances) }
+    }
+
+    fn report(&self, name: &str, already: Option<AlreadySo>) -> Report {
+        let state = &self.document.state;
+        let replaced_before = |name: &str| self.replaced_before.iter().any(|before| before == name);
+        let replaced =
+            state.patches().iter().filter(|p| p.life() == Life::Replaced && !replaced_before(p.name()));
+        Report {
+            patch: name.to_owned(),
+            life: state.patch_named(name).map(|p| p.life()),
+            already: already.map(|a| a.to_string()),
+            replaced: replaced.map(|p| p.name().to_owned()).collect(),
+            cost: self.cost_so_far(),
+            notes: self.notes.clone(),
+        }
+    }
+}
+
+fn batch_ranges(batch: &Batch) -> Vec<Range<RemoteAddr>> {
+    batch.requests.iter().map(|r| r.addr..r.addr.offset(r.len as i64)).collect()
+}

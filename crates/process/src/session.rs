@@ -1,0 +1,207 @@
+//! A session: one run of the tool at work on one target.
+//!
+//! It holds the lock, the target's document, and what the work has cost so far. Every change of the state goes through
+//! [`Session::step`], which is the semantics' own step, and becomes the truth by [`Session::commit`].
+
+use crate::batch::Batch;
+use crate::document::{self, Document};
+use crate::lock::Lock;
+use crate::log_ring::{self, LogRing};
+use crate::mapping::{self, MapRequest, Part, Prot};
+use crate::maps::Maps;
+use crate::objects::Objects;
+use crate::remote;
+use crate::report::Cost;
+use crate::stacks::Prover;
+use crate::state_area::{AREA_LEN, AREA_NAME, StateArea};
+use crate::target::Target;
+use crate::threads::StoppedThread;
+use crate::{Error, Pid, RemoteAddr, Result};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use ugraft_core::{Effect, Event, Level};
+
+/// The longest that the search for a thread which can make mappings may take.
+const STOP_WITHIN: Duration = Duration::from_secs(2);
+
+/// One run of the tool at work on one target.
+#[derive(Debug)]
+pub struct Session {
+    pub(crate) target: Rc<Target>,
+    pub(crate) document: Document,
+    pub(crate) area: Option<StateArea>,
+    pub(crate) prover: Prover,
+    pub(crate) cost: Cost,
+    pub(crate) notes: Vec<String>,
+    /// Mappings that this run has made for the request at hand.
+    pub(crate) made_here: Vec<Range<RemoteAddr>>,
+    /// Patches that had been replaced already when the request came.
+    pub(crate) replaced_before: Vec<String>,
+    /// Whether a thread can have been led into memory of ours that is to be given back.
+    pub(crate) was_entered: bool,
+    messages: Vec<(log_ring::Level, String)>,
+    began: Instant,
+    _lock: Lock,
+}
+
+impl Session {
+    /// Takes the lock on `pid` and reads its document. Nothing is stopped, traced or changed.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] where another tool is at work, and those of [`Target::open`] and [`StateArea::find`].
+    pub fn open(pid: Pid) -> Result<Self> {
+        let began = Instant::now();
+        let target = Target::open(pid)?;
+        let lock = Lock::take(pid)?;
+        let area = StateArea::find(target.memory(), &target.maps()?)?;
+        let document = match &area {
+            Some(area) => Document::parse(&area.document(target.memory())?)?,
+            None => Document::default(),
+        };
+        Ok(Self {
+            target: Rc::new(target),
+            document,
+            area,
+            prover: Prover::new(),
+            cost: Cost::default(),
+            notes: Vec::new(),
+            made_here: Vec::new(),
+            replaced_before: Vec::new(),
+            was_entered: false,
+            messages: Vec::new(),
+            began,
+            _lock: lock,
+        })
+    }
+
+    /// What is known of the target.
+    #[must_use]
+    pub fn document(&self) -> &Document {
+        &self.document
+    }
+
+    /// The target.
+    #[must_use]
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Whether the target has patches.
+    ///
+    /// # Errors
+    /// [`Error::NotPatched`] where it has not.
+    pub(crate) fn require_patched(&self) -> Result<()> {
+        if self.area.is_none() || self.document.is_empty() {
+            return Err(Error::NotPatched(self.target.pid()));
+        }
+        Ok(())
+    }
+
+    /// What the work has cost until now.
+    pub(crate) fn cost_so_far(&self) -> Cost {
+        Cost { elapsed: self.began.elapsed(), ..self.cost }
+    }
+
+    /// Takes the state over an event, in memory. The effects that matter here are messages: what is to be written in
+    /// the target follows from the state (see [`crate::switch`]).
+    pub(crate) fn step(&mut self, event: Event) -> Result<()> {
+        let (state, effects) = ugraft_core::step(&self.document.state, event)?;
+        self.document.state = state;
+        for effect in effects {
+            match effect {
+                Effect::Log(level, text) => self.messages.push((level_of(level), text)),
+                // Refused at load: nobody can run them yet.
+                Effect::RunCallback(call) => return Err(Error::Callbacks(call.callback.name().to_owned())),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the document in memory the one that counts, and then appends the messages that led to it to the log.
+    pub(crate) fn commit(&mut self) -> Result<()> {
+        let Some(area) = &self.area else { return Ok(()) };
+        let memory = self.target.memory();
+        self.document.format = document::FORMAT;
+        self.document.tool = concat!("ugraft ", env!("CARGO_PKG_VERSION")).to_owned();
+        area.commit(memory, &self.document.to_bytes())?;
+        let ring = LogRing::new(area.log_ring());
+        for (level, text) in self.messages.drain(..) {
+            tracing::debug!("{text}");
+            ring.append(memory, level, &text)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets messages that were not committed, of a request that has changed nothing.
+    pub(crate) fn drop_messages(&mut self) {
+        self.messages.clear();
+    }
+
+    /// Makes the mappings and writes of `batch`, and commits the document that speaks of them; the state area too if
+    /// there is none yet. Nothing leads to any of it yet, so a tool that dies in here leaves nothing but memory that
+    /// nobody refers to.
+    pub(crate) fn install(&mut self, mut batch: Batch) -> Result<()> {
+        let new_area = match &self.area {
+            Some(_) => None,
+            None => Some(batch.ground.take(AREA_LEN, &[])?.start),
+        };
+        if let Some(addr) = new_area {
+            let parts = vec![Part { offset: 0, len: AREA_LEN, prot: Prot::Read }];
+            batch.requests.push(MapRequest { name: AREA_NAME.to_owned(), addr, len: AREA_LEN, parts });
+        }
+        if !batch.requests.is_empty() {
+            self.on_some_thread(|target, maps, thread| {
+                mapping::map_in(target, maps, thread, &batch.requests)
+            })?;
+        }
+        for (addr, bytes) in &batch.writes {
+            self.target.memory().write(*addr, bytes)?;
+        }
+        if let Some(base) = new_area {
+            self.area = Some(StateArea::create(self.target.memory(), base, &self.document.to_bytes())?);
+        }
+        self.commit()
+    }
+
+    /// Gives mappings of ours back, in one go.
+    pub(crate) fn unmap(&mut self, ranges: &[Range<RemoteAddr>]) -> Result<()> {
+        self.on_some_thread(|target, maps, thread| mapping::unmap_in(target, maps, thread, ranges))
+    }
+
+    /// Has some thread that can run system calls for us do so, while the others run on.
+    fn on_some_thread(
+        &mut self,
+        work: impl FnOnce(&Target, &Maps, &mut StoppedThread) -> Result<()>,
+    ) -> Result<()> {
+        let maps = self.target.maps()?;
+        let mut thread = remote::stop_suitable(&self.target, &maps, STOP_WITHIN)?;
+        let done = work(&self.target, &maps, &mut thread);
+        self.let_go_one(thread)?;
+        done
+    }
+}
+
+/// The target's mappings and objects at this moment.
+pub(crate) fn objects_of(target: &Target) -> Result<(Maps, Objects<'_>)> {
+    let maps = target.maps()?;
+    let auxv: Vec<u8> = target
+        .auxv()?
+        .into_iter()
+        .flat_map(|(key, value)| [key.to_le_bytes(), value.to_le_bytes()].concat())
+        .collect();
+    let proc_dir = PathBuf::from(format!("/proc/{}", target.pid()));
+    let objects = Objects::read(target.memory(), &maps, &auxv, &proc_dir)?;
+    Ok((maps, objects))
+}
+
+fn level_of(level: Level) -> log_ring::Level {
+    match level {
+        Level::Debug => log_ring::Level::Debug,
+        Level::Notice => log_ring::Level::Notice,
+        Level::Warning => log_ring::Level::Warn,
+        Level::Error => log_ring::Level::Err,
+    }
+}

@@ -1,0 +1,462 @@
+//! Transitions: how threads move from one set of implementations to another (the consistency model).
+//!
+//! ```text
+//! prepare   map and write the arena; everything still means source       commit
+//! start     one stop of the whole process: entries lead to stubs, every
+//!           thread that is not clean is listed as pending, and one store
+//!           of the transition word begins it                             commit
+//! converge  look at each pending thread alone, briefly; strike it from
+//!           the table when its stacks are clean
+//! finish    one stop: entries lead straight to what they lead to now     commit
+//! ```
+//!
+//! A tool that dies leaves a target that works at each of these points, and [`Session::resume`] finds from the document
+//! and the transition word which it is. Before the word is stored nothing has changed for any thread, so an interrupted
+//! start is cancelled; after it, the transition goes on.
+//!
+//! Invariants:
+//! - A thread changes sides only by the begin (all threads that are clean), by a strike (this thread, stopped and
+//!   clean), and by being forced. A reverse changes nobody's side: it makes the others the pending ones.
+//! - A key is struck only when no thread that has it is unclean: threads made by a bare `clone` share one.
+//! - A stub in use is never rewritten, nor the word it reads: each transition has an arena of its own, which is
+//!   unmapped when no stack refers to it.
+
+use crate::arena;
+use crate::batch::Batch;
+use crate::census::Census;
+use crate::document::{Arena, Site};
+use crate::entry::Installed;
+use crate::look::{Looker, install_watch, side_watch};
+use crate::pending::PendingTable;
+use crate::session::Session;
+use crate::stop::Hindrance;
+use crate::stub::{WORD_BEGUN, WORD_SWAPPED, WORD_TABLE};
+use crate::watch::Watch;
+use crate::{Error, RemoteAddr, Result};
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+use ugraft_core::{Change, Event, Phase, ThreadId};
+
+/// Pause before the first second look; it doubles up to [`BACKOFF_MAX`].
+const BACKOFF_MIN: Duration = Duration::from_millis(1);
+/// The longest pause between looks.
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
+
+/// How a transition that was carried on stands.
+#[derive(Debug)]
+pub enum Standing {
+    /// It is over, in the direction it had last.
+    Complete,
+    /// It never began; the target is as before. These threads were in the way.
+    NotBegun(Vec<Hindrance>),
+    /// The time is over and these threads have not switched.
+    Pending(Vec<Hindrance>),
+}
+
+impl Session {
+    /// Carries the transition that a step has just initialized on until `deadline`, after the mappings and writes that
+    /// `batch` wants made before it. A transition that does not begin is cancelled.
+    pub(crate) fn transition(&mut self, batch: Batch, deadline: Instant) -> Result<Standing> {
+        match self.prepare(batch).and_then(|()| self.start(deadline)) {
+            Ok(None) => self.converge(deadline),
+            Ok(Some(hindrances)) => {
+                self.cancel()?;
+                Ok(Standing::NotBegun(hindrances))
+            }
+            Err(e) => {
+                // What failed is what is to be reported, and the next run cancels again if this fails too.
+                if let Err(also) = self.cancel() {
+                    tracing::warn!("the transition could not be cancelled: {also}");
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Maps and writes what the transition needs, and commits it: everything still means source.
+    fn prepare(&mut self, mut batch: Batch) -> Result<()> {
+        let changes = self.document.state.changes();
+        if !changes.is_empty() {
+            let threads = self.target.threads()?.len();
+            let plan = arena::plan(&self.document, &changes, threads, &mut batch.ground, false)?;
+            batch.requests.extend(plan.requests);
+            batch.writes.extend(plan.writes);
+            self.document.arena = Some(plan.arena);
+        }
+        self.install(batch)
+    }
+
+    /// Begins the transition as soon as no thread is inside the bytes that are overwritten. `Some` with the threads in
+    /// the way if that was not to be had before the deadline.
+    fn start(&mut self, deadline: Instant) -> Result<Option<Vec<Hindrance>>> {
+        let changes = self.document.state.changes();
+        let watch = side_watch(&self.document, &changes, false)?;
+        let install = install_watch(&self.document, &changes);
+        let mut pause = BACKOFF_MIN;
+        loop {
+            let maps = self.target.maps()?;
+            let obstacles = match self.stop_all(deadline)? {
+                Err(unstoppable) => vec![unstoppable],
+                Ok(stopped) => {
+                    let mut looker = Looker::new(&self.target, &mut self.prover, maps);
+                    let mut unclean = BTreeSet::new();
+                    let mut obstacles = Vec::new();
+                    for thread in stopped.threads() {
+                        if looker.look(thread, &watch)?.is_some() {
+                            unclean.insert(Census::key(thread));
+                            obstacles.extend(looker.look(thread, &install)?.map(Hindrance::Blocker));
+                        }
+                    }
+                    if obstacles.is_empty() {
+                        self.begin(&changes, unclean)?;
+                        self.let_go(stopped)?;
+                        return self.commit().map(|()| None);
+                    }
+                    self.let_go(stopped)?;
+                    obstacles
+                }
+            };
+            if Instant::now() + pause >= deadline {
+                return Ok(Some(obstacles));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    /// The begin, with all threads stopped: those whose keys are `unclean` are pending, all others switch at once.
+    fn begin(&mut self, changes: &[Change], unclean: BTreeSet<ThreadId>) -> Result<()> {
+        if let Some(arena) = self.document.arena.clone() {
+            if !unclean.is_empty() {
+                let table = PendingTable::build(unclean.iter().map(|key| key.0), arena.capacity()?)?;
+                self.target.memory().write(arena.tables[0], table.as_bytes())?;
+            }
+            for change in changes {
+                self.lead(change, &arena)?;
+            }
+            self.target.memory().write(arena.word, &[WORD_BEGUN])?;
+        }
+        self.was_entered |= !unclean.is_empty();
+        self.step(Event::Started { pending: unclean })?;
+        if self.document.state.transition().is_none() {
+            self.settle(changes)?;
+        }
+        Ok(())
+    }
+
+    /// Leads the entry of a changing function to its stub.
+    fn lead(&self, change: &Change, arena: &Arena) -> Result<()> {
+        let site = self.document.site(&change.func);
+        let site = site.ok_or_else(|| Error::Damaged(format!("the function {} has no site", change.func)))?;
+        self.lead_to(site, Some(arena.stub(&change.func)?))
+    }
+
+    /// Leads an entry to `landing`, or back to its original.
+    fn lead_to(&self, site: &Site, landing: Option<RemoteAddr>) -> Result<()> {
+        let writes = match landing {
+            Some(landing) => site.entry.entry_to(landing).map_err(|e| Error::Damaged(e.to_string()))?,
+            None => site.entry.restore(),
+        };
+        for write in writes {
+            self.target.memory().write(write.addr, &write.bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Leads the entries of functions straight to what they are by now; to be done with all threads stopped.
+    fn settle(&self, changes: &[Change]) -> Result<()> {
+        for change in changes {
+            let Some(site) = self.document.site(&change.func) else { continue };
+            let implementation = self.document.state.steady(&change.func);
+            self.lead_to(site, self.document.landing(&change.func, implementation)?)?;
+        }
+        Ok(())
+    }
+
+    /// Looks at the pending threads until all have switched or the time is over.
+    pub(crate) fn converge(&mut self, deadline: Instant) -> Result<Standing> {
+        let changes = self.document.state.changes();
+        let mut pause = BACKOFF_MIN;
+        let mut census: Option<Census> = None;
+        while let Some(pending) = self.pending() {
+            let watch = side_watch(&self.document, &changes, self.pending_run_goal())?;
+            let hindrances = match &mut census {
+                Some(census) if census.is_valid() => self.look_at_each(&pending, census, &watch)?,
+                _ => {
+                    let (taken, hindrances) = self.look_at_all(&pending, &watch, deadline)?;
+                    census = taken;
+                    hindrances
+                }
+            };
+            if self.pending().is_none() {
+                break;
+            }
+            if Instant::now() + pause >= deadline {
+                return Ok(Standing::Pending(hindrances));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(BACKOFF_MAX);
+        }
+        self.finish(&changes, deadline)?;
+        Ok(Standing::Complete)
+    }
+
+    /// Looks at the threads that hold pending keys, one alone at a time, and strikes those that are clean.
+    fn look_at_each(
+        &mut self,
+        pending: &BTreeSet<ThreadId>,
+        census: &mut Census,
+        watch: &Watch,
+    ) -> Result<Vec<Hindrance>> {
+        let maps = self.target.maps()?;
+        let mut hindrances = Vec::new();
+        for &key in pending {
+            let [tid] = census.holders(key)[..] else {
+                // Shared or gone: only a stop of all tells.
+                census.invalidate();
+                continue;
+            };
+            let thread = match self.stop_one(tid)? {
+                Err(unstoppable) => {
+                    hindrances.push(unstoppable);
+                    continue;
+                }
+                Ok(None) => {
+                    census.invalidate();
+                    continue;
+                }
+                Ok(Some(thread)) => thread,
+            };
+            let mut looker = Looker::new(&self.target, &mut self.prover, maps.clone());
+            match looker.look(&thread, watch)? {
+                Some(blocker) => hindrances.push(Hindrance::Blocker(blocker)),
+                // Who was born since the census may share the key. With this thread stopped it has no more children.
+                None if Census::key(&thread) == key && self.holds_alone(key, census)? => self.strike(key)?,
+                None => census.invalidate(),
+            }
+            self.let_go_one(thread)?;
+        }
+        Ok(hindrances)
+    }
+
+    /// Whether one thread only has `key`, those included that the census does not know yet.
+    fn holds_alone(&mut self, key: ThreadId, census: &mut Census) -> Result<bool> {
+        for tid in census.unknown(&self.target)? {
+            match self.stop_one(tid)? {
+                Ok(Some(thread)) => {
+                    census.add(&thread);
+                    self.let_go_one(thread)?;
+                }
+                Ok(None) => census.add_keyless(tid),
+                Err(_) => return Ok(false),
+            }
+        }
+        Ok(census.holders(key).len() == 1)
+    }
+
+    /// The same under one stop of all threads, which also tells whose keys they are.
+    fn look_at_all(
+        &mut self,
+        pending: &BTreeSet<ThreadId>,
+        watch: &Watch,
+        deadline: Instant,
+    ) -> Result<(Option<Census>, Vec<Hindrance>)> {
+        let maps = self.target.maps()?;
+        let stopped = match self.stop_all(deadline)? {
+            Ok(stopped) => stopped,
+            Err(unstoppable) => return Ok((None, vec![unstoppable])),
+        };
+        let mut looker = Looker::new(&self.target, &mut self.prover, maps);
+        let mut hindrances = Vec::new();
+        let mut unclean = BTreeSet::new();
+        for thread in stopped.threads().iter().filter(|t| pending.contains(&Census::key(t))) {
+            if let Some(blocker) = looker.look(thread, watch)? {
+                unclean.insert(Census::key(thread));
+                hindrances.push(Hindrance::Blocker(blocker));
+            }
+        }
+        for key in pending.difference(&unclean) {
+            self.strike(*key)?;
+        }
+        let census = Census::of(&self.target, &stopped)?;
+        self.let_go(stopped)?;
+        Ok((Some(census), hindrances))
+    }
+
+    /// Strikes a key: whoever has it is on the other side from now on.
+    fn strike(&mut self, key: ThreadId) -> Result<()> {
+        if let Some(arena) = &self.document.arena {
+            let (at, table) = self.table(arena, self.word()?)?;
+            if let Some(offset) = table.strike_offset(key.0) {
+                self.target.memory().write(at.offset(offset as i64), &[0])?;
+            }
+        }
+        self.step(Event::ThreadSwitched(key))
+    }
+
+    /// The entries of a completed transition lead straight on, and its arena is given up.
+    fn finish(&mut self, changes: &[Change], deadline: Instant) -> Result<()> {
+        if self.document.arena.is_some() && !self.is_settled(changes)? {
+            let stopped = self.stop_all_patiently(deadline)?;
+            self.settle(changes)?;
+            self.let_go(stopped)?;
+        }
+        self.document.arena = None;
+        self.forget_what_is_gone();
+        self.commit()
+    }
+
+    fn is_settled(&self, changes: &[Change]) -> Result<bool> {
+        for change in changes {
+            let Some(site) = self.document.site(&change.func) else { continue };
+            let implementation = self.document.state.steady(&change.func);
+            let wanted = match self.document.landing(&change.func, implementation)? {
+                Some(landing) => Installed::Redirect(landing),
+                None => Installed::Original,
+            };
+            if site.entry.installed(|addr, buf| self.target.memory().read(addr, buf))? != wanted {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Turns the running transition round. Nobody changes sides by this: who had switched is pending now.
+    pub(crate) fn turn_round(&mut self, deadline: Instant) -> Result<()> {
+        let changes = self.document.state.changes();
+        let had_not = self.pending().unwrap_or_default();
+        let watch = side_watch(&self.document, &changes, !self.pending_run_goal())?;
+        let maps = self.target.maps()?;
+        let stopped = self.stop_all_patiently(deadline)?;
+        let mut looker = Looker::new(&self.target, &mut self.prover, maps);
+        let mut unclean = BTreeSet::new();
+        for thread in stopped.threads().iter().filter(|t| !had_not.contains(&Census::key(t))) {
+            if looker.look(thread, &watch)?.is_some() {
+                unclean.insert(Census::key(thread));
+            }
+        }
+        if let Some(arena) = &self.document.arena {
+            let memory = self.target.memory();
+            let word = self.word()? ^ (WORD_TABLE | WORD_SWAPPED);
+            let (at, table) = self.table(arena, word)?;
+            memory.write(at, table.renewed(unclean.iter().map(|key| key.0))?.as_bytes())?;
+            memory.write(arena.word, &[word])?;
+        }
+        self.step(Event::Reverse { patch: None, threads: unclean })?;
+        if self.document.state.transition().is_none() {
+            self.settle(&changes)?;
+        }
+        self.let_go(stopped)?;
+        self.commit()
+    }
+
+    /// Declares all pending threads switched, clean or not, and completes the transition.
+    pub(crate) fn force_through(&mut self, deadline: Instant) -> Result<()> {
+        let changes = self.document.state.changes();
+        let stopped = self.stop_all_patiently(deadline)?;
+        let pending = self.pending().unwrap_or_default();
+        self.step(Event::Force { patch: None })?;
+        if let Some(arena) = &self.document.arena {
+            let (at, table) = self.table(arena, self.word()?)?;
+            for offset in pending.iter().filter_map(|key| table.strike_offset(key.0)) {
+                self.target.memory().write(at.offset(offset as i64), &[0])?;
+            }
+        }
+        self.settle(&changes)?;
+        self.let_go(stopped)?;
+        self.finish(&changes, deadline)
+    }
+
+    /// Takes up what an earlier run of the tool left: cancels a transition that had not begun, and reads who is pending
+    /// in one that had. Whether one runs after that is for the caller to see.
+    pub(crate) fn resume(&mut self) -> Result<()> {
+        let Some(transition) = self.document.state.transition() else {
+            return Ok(());
+        };
+        let phase = transition.phase();
+        let begun = self.document.arena.is_some() && self.word()? & WORD_BEGUN != 0;
+        if phase == Phase::Initializing && !begun {
+            return self.cancel();
+        }
+        let pending = self.listed()?;
+        let reversed = self.word()? & WORD_SWAPPED != 0;
+        self.step(Event::Resumed { pending, reversed })
+    }
+
+    /// Takes back a transition that has not begun: entries that lead to stubs, which still mean source, lead to the
+    /// source again.
+    fn cancel(&mut self) -> Result<()> {
+        let Some(transition) = self.document.state.transition() else {
+            self.document.arena = None;
+            return Ok(());
+        };
+        if transition.phase() != Phase::Initializing {
+            return Ok(());
+        }
+        let changes = self.document.state.changes();
+        if self.leads_to_stubs(&changes)? {
+            let stopped = self.stop_all_patiently(Instant::now() + BACKOFF_MAX)?;
+            for change in &changes {
+                if let Some(site) = self.document.site(&change.func) {
+                    self.lead_to(site, self.document.landing(&change.func, change.source)?)?;
+                }
+            }
+            self.let_go(stopped)?;
+        }
+        self.step(Event::Reverse { patch: None, threads: BTreeSet::new() })?;
+        self.document.arena = None;
+        self.forget_what_is_gone();
+        self.commit()
+    }
+
+    fn leads_to_stubs(&self, changes: &[Change]) -> Result<bool> {
+        let Some(arena) = &self.document.arena else { return Ok(false) };
+        for change in changes {
+            let Some(site) = self.document.site(&change.func) else { continue };
+            let stub = Installed::Redirect(arena.stub(&change.func)?);
+            if site.entry.installed(|addr, buf| self.target.memory().read(addr, buf))? == stub {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Drops images of patches that are gone and sites of functions that nobody patches any more.
+    pub(crate) fn forget_what_is_gone(&mut self) {
+        let state = &self.document.state;
+        self.document.images.retain(|image| state.patch(image.patch).is_some());
+        let used: Vec<_> = state.steady_all().into_iter().map(|(func, _)| func).collect();
+        self.document.sites.retain(|site| used.contains(&site.func));
+    }
+
+    /// The keys of the transition that have not switched; `None` when it is over.
+    fn pending(&self) -> Option<BTreeSet<ThreadId>> {
+        self.document.state.transition().map(|transition| transition.pending().clone())
+    }
+
+    fn pending_run_goal(&self) -> bool {
+        self.document.state.transition().is_some_and(|transition| transition.is_reversed())
+    }
+
+    fn word(&self) -> Result<u8> {
+        let mut byte = [0];
+        if let Some(arena) = &self.document.arena {
+            self.target.memory().read(arena.word, &mut byte)?;
+        }
+        Ok(byte[0])
+    }
+
+    /// The keys that the pending table in the target lists.
+    fn listed(&self) -> Result<BTreeSet<ThreadId>> {
+        let Some(arena) = &self.document.arena else { return Ok(BTreeSet::new()) };
+        let (_, table) = self.table(arena, self.word()?)?;
+        Ok(table.pending().map(ThreadId).collect())
+    }
+
+    /// The table that `word` names, and where it lies.
+    fn table(&self, arena: &Arena, word: u8) -> Result<(RemoteAddr, PendingTable)> {
+        let at = arena.tables[usize::from(word & WORD_TABLE != 0)];
+        let bytes = self.target.memory().read_vec(at, arena.capacity()?.bytes())?;
+        Ok((at, PendingTable::parse(&bytes)?))
+    }
+}
