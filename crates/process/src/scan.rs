@@ -86,6 +86,17 @@ pub enum Place {
     Stack(RemoteAddr),
 }
 
+impl Place {
+    /// The address of the word, if it is on a stack.
+    #[must_use]
+    pub fn slot(self) -> Option<u64> {
+        match self {
+            Place::Stack(at) => Some(at.0),
+            Place::Pc | Place::Register(_) => None,
+        }
+    }
+}
+
 /// A word in a watched range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hit {
@@ -160,7 +171,7 @@ pub enum ScanFailure {
 }
 
 /// The word that holds cs, gs, fs, ss in the signal frames of `thread`: the kernel writes 0 for gs and fs.
-fn segments_word(regs: &libc::user_regs_struct) -> u64 {
+pub(crate) fn segments_word(regs: &libc::user_regs_struct) -> u64 {
     (regs.cs & 0xffff) | (regs.ss & 0xffff) << 48
 }
 

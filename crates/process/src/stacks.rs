@@ -5,9 +5,11 @@
 //! word that is no frame's return address is dead. Whatever remains blocks, with its reason. "Clean" is never a
 //! guess; docs/stacks.md has the argument and its limits.
 
+use crate::cfi::Cfi;
 use crate::maps::Maps;
 use crate::memory::Memory;
-use crate::scan::{Hit, Place, ScanFailure, Scanner, Thread};
+use crate::scan::{Hit, MAX_HITS, Place, Scan, ScanFailure, Scanner, Thread};
+use crate::unwind::{End, Frame, Unwinder, follows_call};
 use crate::watch::{Part, Watch, WatchRange};
 use crate::{RemoteAddr, Result, Tid};
 
@@ -92,13 +94,18 @@ pub enum Reason {
     },
     /// The stack could not be scanned.
     #[error("the stack cannot be scanned: {0}")]
-    Scan(ScanFailure),
+    Scan(Box<ScanFailure>),
 }
+
+/// Most addresses of a blocker's backtrace.
+pub const MAX_BACKTRACE: usize = 256;
 
 /// Proves stacks clean; keeps what it learns about objects from one thread to the next.
 #[derive(Debug, Default)]
 pub struct Prover {
     scanner: Scanner,
+    /// Where call frame information is found. Tables of patch images can be made known here.
+    pub cfi: Cfi,
 }
 
 impl Prover {
@@ -123,51 +130,115 @@ impl Prover {
         thread: Thread<'_>,
         watch: &Watch,
     ) -> Result<Verdict> {
-        let scan = match self.scanner.scan(memory, maps, thread, watch) {
+        let mut scan = match self.scanner.scan(memory, maps, thread, watch) {
             Ok(scan) => scan,
             Err(ScanFailure::Gone(e)) => return Err(e),
             Err(_) if !fresh => return Ok(Verdict::MapsTooOld),
-            Err(e) => return Ok(blocked(thread, Reason::Scan(e), None, None)),
+            Err(e) => {
+                return Ok(Verdict::Blocked(Blocker {
+                    tid: thread.tid,
+                    reason: Reason::Scan(Box::new(e)),
+                    range: None,
+                    frame: None,
+                    backtrace: vec![RemoteAddr(thread.regs.rip)],
+                }));
+            }
         };
-        if scan.foreign() && !fresh {
+        scan.hits.retain(|hit| !only_behind_the_end(memory, watch, hit));
+        let foreign = scan.foreign();
+        if foreign && !fresh {
             return Ok(Verdict::MapsTooOld);
         }
-        let Some(hit) = scan.hits.first() else {
-            return Ok(Verdict::Clean { how: How::Scan, foreign: scan.foreign() });
-        };
+        if scan.hits.is_empty() && !scan.more_hits {
+            return Ok(Verdict::Clean { how: How::Scan, foreign });
+        }
         if !fresh {
             return Ok(Verdict::MapsTooOld);
         }
-        let range = range_of(watch, hit);
-        let (reason, frame) = match hit.place {
-            Place::Pc => (Reason::RunsIn, Some(0)),
-            Place::Register(_) | Place::Stack(_) => (
-                Reason::Unreliable {
-                    frame: 0,
-                    pc: RemoteAddr(thread.regs.rip),
-                    why: "a word points into the function".to_owned(),
-                },
-                None,
-            ),
+        Ok(match self.judge(memory, maps, thread, watch, &scan) {
+            Some(blocker) => Verdict::Blocked(blocker),
+            None => Verdict::Clean { how: How::Unwind, foreign },
+        })
+    }
+
+    /// Finds out by unwinding which of the words that the scan found are live; `None` if none is.
+    fn judge(
+        &mut self,
+        memory: &Memory,
+        maps: &Maps,
+        thread: Thread<'_>,
+        watch: &Watch,
+        scan: &Scan,
+    ) -> Option<Blocker> {
+        // The stacks' words in one order, for a walk to stop when it has passed them.
+        let slots: Vec<u64> = scan.hits.iter().filter_map(|h| h.place.slot()).collect();
+        let by_registers = scan.hits.iter().any(|h| matches!(h.place, Place::Register(_)));
+        let mut found: Option<usize> = frame_in(watch, &first_frame(thread)).map(|_| 0);
+        let mut passed = 0;
+        let walk = Unwinder::new(&mut self.cfi, memory, maps, thread).walk(|frames, covered| {
+            if found.is_some() {
+                // Only the backtrace is wanted yet.
+                return frames.len() >= MAX_BACKTRACE;
+            }
+            if let Some(frame) = frames.last().and_then(|f| frame_in(watch, f)) {
+                let _: &WatchRange = frame;
+                found = Some(frames.len() - 1);
+                return frames.len() >= MAX_BACKTRACE;
+            }
+            while slots.get(passed).is_some_and(|s| covered.iter().any(|c| c.contains(s))) {
+                passed += 1;
+            }
+            passed == slots.len() && !scan.more_hits && !by_registers
+        });
+        let backtrace =
+            || walk.frames.iter().take(MAX_BACKTRACE).map(|f| RemoteAddr(f.pc)).collect::<Vec<_>>();
+        if let Some(n) = found {
+            let frame = walk.frames[n];
+            let reason = if frame.interrupted { Reason::SignalFrame } else { Reason::RunsIn };
+            let range = frame_in(watch, &frame).cloned();
+            return Some(Blocker { tid: thread.tid, reason, range, frame: Some(n), backtrace: backtrace() });
+        }
+        let hit = scan.hits.iter().find(|h| match h.place {
+            // Seen by the first frame already.
+            Place::Pc => false,
+            // Any frame may keep its return address in a register that its callees preserve.
+            Place::Register(_) => walk.end != End::Outermost,
+            Place::Stack(at) => !walk.covers(at.0),
+        });
+        let at_last = |why: String| {
+            let last = walk.frames.len() - 1;
+            Reason::Unreliable { frame: last, pc: RemoteAddr(walk.frames[last].pc), why }
         };
-        Ok(blocked(thread, reason, range, frame))
+        let reason = match (hit, &walk.end) {
+            (None, _) if scan.more_hits => {
+                at_last(format!("more than {MAX_HITS} words point into functions"))
+            }
+            (None, _) => return None,
+            (Some(_), End::Unreliable(doubt)) => at_last(doubt.to_string()),
+            (Some(Hit { place: Place::Stack(at), .. }), _) => Reason::Suspended(*at),
+            (Some(_), _) => at_last("a register points into the function".to_owned()),
+        };
+        let range = hit.and_then(|h| watch.word(h.value)).cloned();
+        Some(Blocker { tid: thread.tid, reason, range, frame: None, backtrace: backtrace() })
     }
 }
 
-fn range_of(watch: &Watch, hit: &Hit) -> Option<WatchRange> {
-    match hit.place {
-        Place::Pc => watch.pc(hit.value),
-        Place::Register(_) | Place::Stack(_) => watch.word(hit.value),
-    }
-    .cloned()
+/// Whether a word points one past the end of a function that does not end with a call, and so cannot be a return
+/// address into it: it is the start of what comes next. A redirect may have been written over a call that is all the
+/// function's code.
+fn only_behind_the_end(memory: &Memory, watch: &Watch, hit: &Hit) -> bool {
+    const JUMP: u8 = 0xe9;
+    hit.place != Place::Pc
+        && watch.word(hit.value).is_some_and(|r| r.end.0 == hit.value)
+        && !follows_call(memory, hit.value)
+        && memory.read_vec(RemoteAddr(hit.value.wrapping_sub(5)), 1).is_ok_and(|b| b != [JUMP])
 }
 
-fn blocked(thread: Thread<'_>, reason: Reason, range: Option<WatchRange>, frame: Option<usize>) -> Verdict {
-    Verdict::Blocked(Blocker {
-        tid: thread.tid,
-        reason,
-        range,
-        frame,
-        backtrace: vec![RemoteAddr(thread.regs.rip)],
-    })
+fn first_frame(thread: Thread<'_>) -> Frame {
+    Frame { pc: thread.regs.rip, exact: true, interrupted: false, sp: thread.regs.rsp }
+}
+
+/// The watched range that `frame` is an activation of.
+fn frame_in<'w>(watch: &'w Watch, frame: &Frame) -> Option<&'w WatchRange> {
+    if frame.exact { watch.pc(frame.pc) } else { watch.return_address(frame.pc) }
 }

@@ -124,6 +124,20 @@ impl Traced {
         self.wait()
     }
 
+    /// Lets the first thread run on until it is about to execute the instruction at `addr`.
+    pub fn run_to(&mut self, addr: u64) {
+        let memory = self.memory();
+        let old = memory.read_vec(RemoteAddr(addr), 1).unwrap();
+        memory.write(RemoteAddr(addr), &[0xcc]).unwrap();
+        assert_eq!(self.resume(0), Stop::Signal(libc::SIGTRAP, 0));
+        memory.write(RemoteAddr(addr), &old).unwrap();
+        let mut regs = self.regs();
+        assert_eq!(regs.rip, addr + 1);
+        regs.rip = addr;
+        // SAFETY: the kernel reads the structure, which outlives the call.
+        check("PTRACE_SETREGS", unsafe { libc::ptrace(libc::PTRACE_SETREGS, self.pid, 0, &regs) });
+    }
+
     pub fn regs(&self) -> libc::user_regs_struct {
         regs(self.pid)
     }
@@ -139,15 +153,18 @@ impl Traced {
 
     /// Where link address 0 of the executable is.
     pub fn bias(&self) -> u64 {
+        let data = fs::read(&self.exe).unwrap();
+        self.entry() - object::File::parse(&*data).unwrap().entry()
+    }
+
+    /// Where the executable's first instruction is.
+    pub fn entry(&self) -> u64 {
         let auxv = fs::read(format!("/proc/{}/auxv", self.pid)).unwrap();
-        let entry = auxv
-            .chunks_exact(16)
+        auxv.chunks_exact(16)
             .map(|e| e.split_at(8))
             .find(|(tag, _)| u64::from_le_bytes((*tag).try_into().unwrap()) == libc::AT_ENTRY)
             .map(|(_, value)| u64::from_le_bytes(value.try_into().unwrap()))
-            .unwrap();
-        let data = fs::read(&self.exe).unwrap();
-        entry - object::File::parse(&*data).unwrap().entry()
+            .unwrap()
     }
 
     pub fn thread<'a>(&self, regs: &'a libc::user_regs_struct) -> Thread<'a> {
