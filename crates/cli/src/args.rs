@@ -69,6 +69,8 @@ pub enum Command {
     Info(InfoArgs),
     /// Try a patch file on a process up to the first write, with a verdict per function
     Check(CheckArgs),
+    /// Show it: patch a server under load, replace the patches, restore the server
+    Demo(DemoArgs),
     /// Print a shell's completion script
     Completions {
         /// The shell
@@ -199,6 +201,14 @@ pub struct CheckArgs {
     pub target: TargetArgs,
 }
 
+/// Arguments of `demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Serve under load for so long after each step
+    #[arg(long, default_value = "1s", value_parser = duration)]
+    pub step: Duration,
+}
+
 impl Command {
     /// The command's name on the command line.
     pub fn name(&self) -> &'static str {
@@ -214,6 +224,7 @@ impl Command {
             Self::Log(_) => "log",
             Self::Info(_) => "info",
             Self::Check(_) => "check",
+            Self::Demo(_) => "demo",
             Self::Completions { .. } => "completions",
             Self::Manual => "manual",
         }

@@ -192,20 +192,20 @@ fn perform(step: &Step, directory: &Path, server: u32) -> Result<Done> {
 fn heading() -> String {
     format!(
         "{:<22} {:>8} {:>9}   {:>9} {:>6} {:>9}   {:<14} {}",
-        "command", "took", "stopped", "requests", "errors", "slowest", "price checksum", "what it does"
+        "command", "took", "pause", "requests", "errors", "slowest", "price checksum", "what it does"
     )
 }
 
 /// One line of the table: a command, what it cost, and what the clients saw since.
 fn line(command: &str, what: &str, done: Option<&Done>, served: &Served) -> String {
     let ms = |d: Duration| format!("{:.1} ms", d.as_secs_f64() * 1000.0);
-    let stopped =
-        done.and_then(|d| longest_stop(&d.result)).map(|d| format!("{:.2} ms", d.as_secs_f64() * 1000.0));
+    let pause =
+        done.and_then(|d| longest_pause(&d.result)).map(|d| format!("{:.2} ms", d.as_secs_f64() * 1000.0));
     format!(
         "{:<22} {:>8} {:>9}   {:>9} {:>6} {:>9}   {:<5} {:<8} {}",
         command,
         done.map(|d| ms(d.wall)).unwrap_or_default(),
-        stopped.unwrap_or_default(),
+        pause.unwrap_or_default(),
         grouped(served.requests),
         served.errors,
         ms(served.longest),
@@ -217,9 +217,9 @@ fn line(command: &str, what: &str, done: Option<&Done>, served: &Served) -> Stri
     .to_owned()
 }
 
-/// The longest time for which the command stopped the server's threads, from its JSON.
-fn longest_stop(result: &Value) -> Option<Duration> {
-    let nanoseconds = result.get("longest_stop_ns").and_then(Value::as_u64)?;
+/// The longest time for which the command stopped one of the server's threads, from its JSON.
+fn longest_pause(result: &Value) -> Option<Duration> {
+    let nanoseconds = result.pointer("/report/cost/longest_pause_ns").and_then(Value::as_u64)?;
     Some(Duration::from_nanos(nanoseconds))
 }
 

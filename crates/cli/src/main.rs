@@ -3,11 +3,12 @@
 
 mod args;
 mod commands;
+mod demo;
 mod exit;
 mod output;
 mod text;
 
-use args::{Cli, Command};
+use args::{Cli, Command, OutputArgs};
 use clap::{CommandFactory, Parser};
 use output::Outcome;
 use std::process::ExitCode;
@@ -18,7 +19,7 @@ fn main() -> ExitCode {
     let how = cli.output;
     log_to_stderr(how.verbose);
     let name = cli.command.name();
-    match run(cli.command) {
+    match run(cli.command, how) {
         Ok(outcome) => {
             output::print_outcome(name, &outcome, how);
             ExitCode::from(outcome.exit_code)
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<Outcome> {
+fn run(command: Command, how: OutputArgs) -> anyhow::Result<Outcome> {
     match command {
         Command::Load(args) => commands::load(&args),
         Command::Enable(args) => commands::enable(&args),
@@ -45,6 +46,7 @@ fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Log(args) => commands::log(&args),
         Command::Info(args) => commands::info(&args),
         Command::Check(args) => commands::check(&args),
+        Command::Demo(args) => demo::run(&args, how),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "ugraft", &mut std::io::stdout());
             Ok(Outcome::silent())
