@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 mod addr;
-
 mod check;
 mod error;
 mod info;
@@ -10,22 +9,23 @@ mod klp_symbol;
 mod layout;
 pub mod limits;
 mod link;
+mod linked;
 mod metadata;
 mod patch;
 mod raw;
 mod reloc;
 mod sections;
 mod structures;
+mod symbols;
 
 pub use addr::{FileOffset, LinkAddr, RemoteAddr};
 pub use check::check;
 pub use error::{Error, Result};
 pub use klp_symbol::{EXE, KlpSymbol};
 pub use layout::{Layout, SegmentLayout};
-pub use link::{
-    ColdPart, Function, ImageSymbol, LinkedCallbacks, LinkedImage, LinkedObject, Resolution, Resolve,
-    Segment, link,
-};
+pub use link::{Resolution, Resolve, link};
+pub use linked::{ColdPart, Function, ImageSymbol, LinkedCallbacks, LinkedImage, LinkedObject, Segment};
 pub use metadata::{Callbacks, Func, Metadata, Object, PatchState};
-pub use patch::{Import, PatchFile, Usage};
+pub use patch::PatchFile;
 pub use sections::Part;
+pub use symbols::{Import, Usage};

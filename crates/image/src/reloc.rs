@@ -216,3 +216,29 @@ fn operand(bytes: &[u8], offset: u64, addend: i64) -> Kind {
         _ => Kind::Pc32,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_operand_belongs_to() {
+        let cases: &[(&str, &[u8], Kind)] = &[
+            ("call", &[0xe8], Kind::Branch),
+            ("jmp", &[0xe9], Kind::Branch),
+            ("jne", &[0x0f, 0x85], Kind::Branch),
+            ("lea rax", &[0x90, 0x48, 0x8d, 0x05], Kind::Lea),
+            ("lea r15", &[0x90, 0x4c, 0x8d, 0x3d], Kind::Lea),
+            ("lea eax, whose upper half is zero", &[0x90, 0x90, 0x8d, 0x05], Kind::Pc32),
+            ("mov rax", &[0x90, 0x48, 0x8b, 0x05], Kind::Pc32),
+            ("lea rax, [rax+disp32]", &[0x90, 0x48, 0x8d, 0x80], Kind::Pc32),
+            ("vpermb zmm0, zmm0, [rip+disp32]", &[0x62, 0xf2, 0x7d, 0x48, 0x8d, 0x05], Kind::Pc32),
+            ("nothing before", &[], Kind::Pc32),
+        ];
+        for (name, before, kind) in cases {
+            let bytes = [before, &[0; 4][..]].concat();
+            assert_eq!(operand(&bytes, before.len() as u64, -4), *kind, "{name}");
+        }
+        assert_eq!(operand(&[0x90, 0x48, 0x8d, 0x05, 0, 0, 0, 0], 4, 0), Kind::Pc32, "lea of another place");
+    }
+}

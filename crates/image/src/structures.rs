@@ -7,9 +7,9 @@ use crate::info::{Info, check_object_name};
 use crate::klp_symbol::EXE;
 use crate::limits;
 use crate::metadata::{Callbacks, Func, Metadata, Object, PatchState};
-use crate::patch::{Place, Symbol, SymbolKind};
 use crate::reloc::{Kind, Reloc};
 use crate::sections::{Part, Section};
+use crate::symbols::{Place, Symbol, SymbolKind};
 
 /// A structure's size, and the offsets of its members.
 mod klp {

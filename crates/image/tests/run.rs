@@ -163,6 +163,34 @@ fn addresses_of_the_linked_image() {
     assert!(inside(image.patch) && inside(image.objects[0].addr));
 }
 
+/// Code for an executable takes the address of a far variable by `lea`, which becomes a load from the GOT.
+#[test]
+fn lea_of_a_far_variable() {
+    let source = "#include <ugraft/livepatch.h>\nextern int far_array[];\n\
+        int *get(void) { return far_array; }\nint at(long i) { return far_array[i]; }\n\
+        static struct klp_func funcs[] = { { .old_name = \"g\", .new_func = (void *)get }, { .old_name = \"a\", .new_func = (void *)at }, { } };\n\
+        static struct klp_object objs[] = { { .funcs = funcs }, { } };\n\
+        static struct klp_patch patch = { .objs = objs };\nKLP_PATCH(patch);\n";
+    let array = [10, 20, 30];
+    for low in [false, true] {
+        let patch = PatchFile::parse(&object("gcc", source, &["-O2", "-fpie"]), "lea").unwrap();
+        let usage = patch.imports()[0].usage;
+        assert!(usage.addressed && !usage.near && !usage.low && !usage.called, "{usage:?}");
+        let mut here = Here::default();
+        let address = RemoteAddr(array.as_ptr() as u64);
+        here.symbols.insert("far_array".into(), Resolution::Address(address));
+        let (image, _map) = link_here(&patch, low, &mut here);
+        let far = address.distance_from(image.base).unsigned_abs() > 1 << 31;
+        assert!(far || !low, "the image is far from the array, on a stack");
+        let [get, at] = [0, 1].map(|n| image.objects[0].new_funcs[n].addr.0);
+        // SAFETY: the functions above.
+        unsafe {
+            assert_eq!(std::mem::transmute::<u64, extern "C" fn() -> u64>(get)(), address.0);
+            assert_eq!(std::mem::transmute::<u64, extern "C" fn(i64) -> c_int>(at)(2), 30);
+        }
+    }
+}
+
 /// A C++ patch: templates (COMDAT groups), virtual functions, type information, exceptions thrown, caught and passed on.
 #[test]
 fn cplusplus() {

@@ -1,0 +1,179 @@
+//! A linked image: the bytes of its parts, and where the patch's functions and structures lie in them.
+
+use crate::RemoteAddr;
+use crate::link::{Addresses, Resolution};
+use crate::patch::PatchFile;
+use crate::sections::Part;
+use crate::structures::Spot;
+use crate::symbols::{Place, SymbolKind};
+use std::collections::HashMap;
+
+/// A part of the linked image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// Which part, and so how it is to be protected once its bytes are there.
+    pub part: Part,
+    /// Where it begins, on a page.
+    pub addr: RemoteAddr,
+    /// Its content; the rest up to `mem_size` is zero.
+    pub bytes: Vec<u8>,
+    /// Bytes in use. Its last page may have more, which are zero.
+    pub mem_size: u64,
+}
+
+/// A part of a function that the compiler split off (`foo.cold`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ColdPart {
+    /// Where it begins.
+    pub addr: RemoteAddr,
+    /// In bytes.
+    pub size: u64,
+}
+
+/// A function of the image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Function {
+    /// Its name in the patch.
+    pub name: String,
+    /// Its entry.
+    pub addr: RemoteAddr,
+    /// In bytes, without the cold parts.
+    pub size: u64,
+    /// What belongs to it and lies elsewhere.
+    pub cold: Vec<ColdPart>,
+}
+
+/// The addresses of an object's callbacks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LinkedCallbacks {
+    /// `int pre_patch(struct klp_object *)`
+    pub pre_patch: Option<RemoteAddr>,
+    /// `void post_patch(struct klp_object *)`
+    pub post_patch: Option<RemoteAddr>,
+    /// `void pre_unpatch(struct klp_object *)`
+    pub pre_unpatch: Option<RemoteAddr>,
+    /// `void post_unpatch(struct klp_object *)`
+    pub post_unpatch: Option<RemoteAddr>,
+}
+
+/// An object of the patch, as it lies in the image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkedObject {
+    /// Its `struct klp_object`, the argument of its callbacks.
+    pub addr: RemoteAddr,
+    /// The new functions, in the metadata's order.
+    pub new_funcs: Vec<Function>,
+    /// Its callbacks.
+    pub callbacks: LinkedCallbacks,
+}
+
+/// A function of the image with a name, for backtraces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageSymbol {
+    /// Its name.
+    pub name: String,
+    /// Where it begins.
+    pub addr: RemoteAddr,
+    /// In bytes.
+    pub size: u64,
+}
+
+/// A patch linked for its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkedImage {
+    /// Where it begins.
+    pub base: RemoteAddr,
+    /// Bytes of the whole, whole pages.
+    pub size: u64,
+    /// Its parts, in order of address, without gaps.
+    pub segments: Vec<Segment>,
+    /// The `struct klp_patch`.
+    pub patch: RemoteAddr,
+    /// Its objects, in the metadata's order.
+    pub objects: Vec<LinkedObject>,
+    /// All its functions, sorted by address.
+    pub symbols: Vec<ImageSymbol>,
+    /// The unwind tables (`.eh_frame`), ended by a zero word: address and size without that word.
+    pub eh_frame: Option<(RemoteAddr, u64)>,
+    /// What was found for each of [`PatchFile::imports`]; a missing weak symbol is `Address(0)`.
+    pub imports: Vec<Resolution>,
+}
+
+impl LinkedImage {
+    /// `len` bytes of content at `addr`.
+    pub(crate) fn bytes(&self, addr: RemoteAddr, len: usize) -> Option<&[u8]> {
+        self.segments.iter().find_map(|s| {
+            let start = usize::try_from(addr.0.checked_sub(s.addr.0)?).ok()?;
+            s.bytes.get(start..start.checked_add(len)?)
+        })
+    }
+
+    /// Says where things lie in the finished image.
+    pub(crate) fn describe(
+        patch: &PatchFile,
+        at: &Addresses<'_>,
+        segments: Vec<Segment>,
+        imports: &[Resolution],
+    ) -> Self {
+        let mut symbols = Vec::new();
+        let mut cold: HashMap<&str, Vec<ColdPart>> = HashMap::new();
+        let named: Vec<(String, RemoteAddr, u64)> = (0u32..)
+            .zip(&patch.symbols)
+            .filter_map(|(index, symbol)| match (symbol.kind, symbol.place) {
+                (SymbolKind::Func, Place::Section { section, offset }) => {
+                    Some((patch.symbol_name(index), at.spot(Spot { section, offset }), symbol.size))
+                }
+                _ => None,
+            })
+            .collect();
+        for (name, addr, size) in &named {
+            if let Some(whole) = name.find(".cold") {
+                let rest = &name[whole + ".cold".len()..];
+                if rest.is_empty() || rest.starts_with('.') {
+                    cold.entry(&name[..whole]).or_default().push(ColdPart { addr: *addr, size: *size });
+                }
+            }
+            symbols.push(ImageSymbol { name: name.clone(), addr: *addr, size: *size });
+        }
+        symbols.sort_by(|a, b| (a.addr, &a.name).cmp(&(b.addr, &b.name)));
+        let address = |symbol: u32| at.symbol(symbol).unwrap_or(RemoteAddr(0));
+        let objects = patch
+            .structures
+            .objects
+            .iter()
+            .map(|object| {
+                let new_funcs = object
+                    .new_funcs
+                    .iter()
+                    .map(|symbol| {
+                        let name = patch.symbol_name(*symbol);
+                        let cold = cold.get(name.as_str()).cloned().unwrap_or_default();
+                        Function {
+                            addr: address(*symbol),
+                            size: patch.symbols[*symbol as usize].size,
+                            cold,
+                            name,
+                        }
+                    })
+                    .collect();
+                let [pre_patch, post_patch, pre_unpatch, post_unpatch] =
+                    object.callbacks.map(|c| c.map(address));
+                LinkedObject {
+                    addr: at.spot(object.object),
+                    new_funcs,
+                    callbacks: LinkedCallbacks { pre_patch, post_patch, pre_unpatch, post_unpatch },
+                }
+            })
+            .collect();
+        LinkedImage {
+            base: at.base,
+            size: patch.layout().size,
+            segments,
+            patch: at.spot(patch.structures.patch),
+            objects,
+            symbols,
+            eh_frame: patch.layout().eh_frame.map(|(offset, size)| (at.base.offset(offset as i64), size)),
+            imports: imports.to_vec(),
+        }
+    }
+}
