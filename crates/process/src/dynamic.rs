@@ -167,6 +167,10 @@ impl Dynamic {
         }))
     }
 
+    pub(crate) fn name_of(&self, pages: &Pages<'_>, symbol: &DynSym) -> Result<Option<String>> {
+        self.string(pages, u64::from(symbol.name))
+    }
+
     pub(crate) fn is_named(&self, pages: &Pages<'_>, symbol: &DynSym, name: &str) -> Result<bool> {
         match self.strtab {
             Some(strtab) if u64::from(symbol.name) < self.strsz => {

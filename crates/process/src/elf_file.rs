@@ -237,14 +237,31 @@ impl SymbolTable {
         self.raw().iter().map(|s| decode(s, &self.strings))
     }
 
-    /// Indices of the symbols whose name is `name`, or `name` followed by `@` and a version; the quick pass over a
-    /// big table, which touches nothing else of an entry.
-    pub(crate) fn named<'a>(&'a self, name: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
+    /// Indices of the symbols whose name is `name`, or `name` followed by `separator` and more.
+    pub(crate) fn named<'a>(&'a self, name: &'a [u8], separator: u8) -> impl Iterator<Item = usize> + 'a {
+        // Quick over a big table: nothing else of an entry is looked at.
         self.raw().iter().enumerate().filter_map(move |(i, s)| {
             let rest = self.strings.get(s.st_name.get(LE) as usize..)?;
             let after = rest.strip_prefix(name)?.first()?;
-            (*after == 0 || *after == b'@').then_some(i)
+            (*after == 0 || *after == separator).then_some(i)
         })
+    }
+
+    /// Indices of the functions whose value is `value`.
+    pub(crate) fn functions_at(&self, value: u64) -> impl Iterator<Item = usize> {
+        let here = move |s: &elf::Sym64<LE>| s.st_value.get(LE) == value && s.st_info & 0xf == elf::STT_FUNC;
+        self.raw().iter().enumerate().filter(move |(_, s)| here(s)).map(|(i, _)| i)
+    }
+
+    /// Index of the last STT_FILE symbol before `index`.
+    pub(crate) fn file_before(&self, index: usize) -> Option<usize> {
+        self.raw().get(..index)?.iter().rposition(|s| s.st_info & 0xf == elf::STT_FILE)
+    }
+
+    /// Whether any function in it is a local symbol.
+    pub(crate) fn has_local_functions(&self) -> bool {
+        let local_function = elf::STB_LOCAL << 4 | elf::STT_FUNC;
+        self.raw().iter().any(|s| s.st_info == local_function && s.st_shndx.get(LE) != elf::SHN_UNDEF)
     }
 }
 

@@ -127,6 +127,7 @@ pub struct Object<'t> {
     build_id: OnceLock<Option<Vec<u8>>>,
     file: OnceLock<Result<ElfFile, FileProblem>>,
     pub(crate) symbols: OnceLock<ObjectSymbols>,
+    pub(crate) mid_function: OnceLock<Vec<Range<RemoteAddr>>>,
 }
 
 struct LinkMap {
@@ -407,6 +408,7 @@ impl<'t> Reader<'_, 't> {
             build_id: OnceLock::new(),
             file: OnceLock::new(),
             symbols: OnceLock::new(),
+            mid_function: OnceLock::new(),
         }
     }
 

@@ -73,7 +73,7 @@ impl<'t> Objects<'t> {
     pub fn scope(&self, also: &[ObjectId]) -> Result<Scope<'_, 't>> {
         let mut order = match self.loader_global_scope() {
             Some(order) => order,
-            None => self.startup_scope()?,
+            None => self.startup_objects()?,
         };
         let global = order.len();
         let mut seen: HashSet<ObjectId> = order.iter().copied().collect();
@@ -118,7 +118,7 @@ impl<'t> Objects<'t> {
 
     /// The global scope from public facts: the loader lists what it loads at start first, so it is the shortest part
     /// of the list, from its beginning, that is closed under dependencies. RTLD_GLOBAL ones are not known here.
-    fn startup_scope(&self) -> Result<Vec<ObjectId>> {
+    pub(crate) fn startup_objects(&self) -> Result<Vec<ObjectId>> {
         let listed: Vec<_> = self
             .iter()
             .filter(|o| o.namespace() == 0 && (o.link_map().is_some() || o.role() == Role::Main))
@@ -167,7 +167,7 @@ impl Object<'_> {
     }
 
     /// The definition of `name` that a reference from outside finds here.
-    fn definition(&self, name: &str, version: Option<&str>) -> Result<Option<DynSym>> {
+    pub(crate) fn definition(&self, name: &str, version: Option<&str>) -> Result<Option<DynSym>> {
         let (dynamic, pages) = (self.dynamic()?, &self.pages);
         let mut newest = None;
         let exact = dynamic.lookup(pages, name, |s| {

@@ -12,204 +12,16 @@
 //! within the object, as in the kernel's symbol table; position 0 asks for the only one, and is refused where there
 //! are more.
 
-use crate::debug_file::{SymbolSource, full_table};
-use crate::demangle;
-use crate::dynamic::Version;
-use crate::elf_file::{ElfError, RawSymbol, SymbolTable};
-use crate::objects::{FileProblem, Object, ObjectId, Objects, Role};
+use crate::dynamic::{Rela, Version};
+use crate::elf_file::RawSymbol;
+use crate::objects::{Object, ObjectId, Objects};
+pub use crate::parts::Part;
+pub use crate::symbol_error::{Candidate, SymbolError};
+pub use crate::symbol_set::ObjectSymbols;
+use crate::symbol_set::{Entry, Group, is_code, kind_name, preference, text};
 use crate::{Error, LinkAddr, RemoteAddr, Result};
 use object::elf;
-use std::collections::BTreeMap;
 use std::ops::Range;
-
-/// Most near names that a "not found" suggests.
-const MAX_NEAR: usize = 3;
-/// Most candidates that a message lists.
-const MAX_LISTED: usize = 8;
-
-/// Why there is no answer about a symbol.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum SymbolError {
-    /// The target has no such object (ENODEV in spirit: a patch may wait for it).
-    #[error("object {object} is not loaded in the target; `/proc/PID/maps` lists what is")]
-    NotLoaded {
-        /// The name asked for.
-        object: String,
-    },
-    /// Two different objects bear the name.
-    #[error("{object} names several loaded objects: {}", paths.join(", "))]
-    AmbiguousObject {
-        /// The name asked for.
-        object: String,
-        /// Their paths.
-        paths: Vec<String>,
-    },
-    /// The target's own tables make no sense.
-    #[error("the target's memory is not what an ELF program's must be: {what}")]
-    BrokenTarget {
-        /// What is wrong.
-        what: String,
-    },
-    /// No symbol of this name (ENOENT).
-    #[error("{object} has no symbol {name}{}{}", suggest(near, clones), because(notes))]
-    NotFound {
-        /// The object.
-        object: String,
-        /// The name asked for.
-        name: String,
-        /// Names that look like it.
-        near: Vec<String>,
-        /// Copies that the compiler made of it (`name.constprop.0`), where the function itself is gone.
-        clones: Vec<String>,
-        /// Why the tables may be incomplete.
-        notes: Vec<String>,
-    },
-    /// Several symbols of this name, and no position was given.
-    #[error("{object} has {} symbols called {name}; give a position: {}", candidates.len(), listed(candidates))]
-    Ambiguous {
-        /// The object.
-        object: String,
-        /// The name asked for.
-        name: String,
-        /// All of them, by position.
-        candidates: Vec<Candidate>,
-    },
-    /// The position is beyond the last.
-    #[error("{object} has no symbol {name} at position {position}; there are: {}", listed(candidates))]
-    NoSuchPosition {
-        /// The object.
-        object: String,
-        /// The name asked for.
-        name: String,
-        /// The position asked for.
-        position: u32,
-        /// All of them, by position.
-        candidates: Vec<Candidate>,
-    },
-    /// The symbol is data, or something else that has no code.
-    #[error("{name} of {object} is not a function but {kind}")]
-    NotAFunction {
-        /// The object.
-        object: String,
-        /// The name asked for.
-        name: String,
-        /// What it is.
-        kind: &'static str,
-    },
-    /// A patch asks for another build of the object.
-    #[error(
-        "{object} has build-id {found}, the patch is for {wanted}; build the patch for the running version"
-    )]
-    BuildId {
-        /// The object.
-        object: String,
-        /// Hexadecimal, or `none`.
-        found: String,
-        /// Hexadecimal.
-        wanted: String,
-    },
-    /// The function is chosen when the program starts (STT_GNU_IFUNC), and no slot shows which one was.
-    #[error(
-        "{name} of {object} is chosen by the resolver at {resolver}, and nothing in the target shows its choice"
-    )]
-    IfuncUnknown {
-        /// The object.
-        object: String,
-        /// The symbol.
-        name: String,
-        /// The function that makes the choice.
-        resolver: RemoteAddr,
-    },
-    /// The loader itself changed the code at the place, so the file does not tell what should be there.
-    #[error("{object} has a text relocation at {address}; its code in memory is not that of its file")]
-    TextRelocation {
-        /// The object.
-        object: String,
-        /// The place.
-        address: RemoteAddr,
-    },
-    /// No object in scope defines it.
-    #[error(
-        "undefined symbol {}: no object in the target's scope defines it{}",
-        versioned(name, version),
-        hint(near)
-    )]
-    Undefined {
-        /// The symbol.
-        name: String,
-        /// The version asked for.
-        version: Option<String>,
-        /// Where a symbol of that name is, out of scope.
-        near: Vec<String>,
-    },
-    /// A thread-local symbol of a module whose place relative to the thread pointer is not known.
-    #[error("thread-local {name} of {object} has no known distance from the thread pointer: {reason}")]
-    Tls {
-        /// The object.
-        object: String,
-        /// The symbol.
-        name: String,
-        /// Why.
-        reason: &'static str,
-    },
-    /// The object's file cannot be used.
-    #[error(transparent)]
-    File(#[from] FileProblem),
-    /// The object's file is not what an ELF file must be.
-    #[error(transparent)]
-    Elf(#[from] ElfError),
-}
-
-fn suggest(near: &[String], clones: &[String]) -> String {
-    if !clones.is_empty() {
-        return format!("; the compiler left only copies of it: {}", clones.join(", "));
-    }
-    hint(near)
-}
-
-fn hint(near: &[String]) -> String {
-    if near.is_empty() { String::new() } else { format!("; did you mean {}?", near.join(" or ")) }
-}
-
-fn because(notes: &[String]) -> String {
-    if notes.is_empty() {
-        String::new()
-    } else {
-        format!(" (its symbols may be incomplete: {})", notes.join("; "))
-    }
-}
-
-fn versioned(name: &str, version: &Option<String>) -> String {
-    version.as_ref().map_or_else(|| name.to_owned(), |v| format!("{name}@{v}"))
-}
-
-fn listed(candidates: &[Candidate]) -> String {
-    let one = |c: &Candidate| {
-        let file = c.file.as_deref().map(|f| format!(" ({f})")).unwrap_or_default();
-        format!("{} at {}{file}", c.position, c.address)
-    };
-    let mut out: Vec<_> = candidates.iter().take(MAX_LISTED).map(one).collect();
-    if candidates.len() > MAX_LISTED {
-        out.push("...".to_owned());
-    }
-    out.join(", ")
-}
-
-/// One of several symbols of the same name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Candidate {
-    /// Its position, from 1.
-    pub position: u32,
-    /// Its address.
-    pub address: RemoteAddr,
-    /// Its size in bytes; 0 where the table does not say.
-    pub size: u64,
-    /// The source file of a local symbol, as the compiler noted it (STT_FILE).
-    pub file: Option<String>,
-    /// The symbol's own name; differs from the one asked for where that was a demangled one.
-    pub name: String,
-}
 
 /// Where the size of a function comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,24 +34,19 @@ pub enum SizeFrom {
     NextSymbol,
 }
 
-/// A stretch of code with a name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
-    /// The symbol's name.
-    pub name: String,
-    /// Its code.
-    pub range: Range<RemoteAddr>,
-}
-
 /// A function of the target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
     /// The object it is in.
     pub object: ObjectId,
-    /// Its symbol's name, mangled, without a version.
+    /// Its symbol's name, mangled; with `@VERSION` if that is not the default one. With `position` it names this
+    /// function and no other.
     pub name: String,
     /// The position of that name in the object, from 1.
     pub position: u32,
+    /// The same for its canonical name, which does not depend on the name that was asked for: of all names of the
+    /// address the first, global before weak before local, then by the alphabet.
+    pub canonical: (String, u32),
     /// Its version, where the symbol has one.
     pub version: Option<Version>,
     /// Where it begins.
@@ -248,10 +55,9 @@ pub struct Function {
     pub size: u64,
     /// How the length is known.
     pub size_from: SizeFrom,
-    /// All names of that address, without versions, `name` among them; the first is the canonical one, the same
-    /// whichever name was asked for.
+    /// All names of that address, the canonical one first.
     pub aliases: Vec<String>,
-    /// Its code that was moved elsewhere (`name.cold`); part of the function.
+    /// Its code that was moved elsewhere (`name.cold`): part of the function.
     pub cold: Vec<Part>,
     /// Copies and pieces the compiler made (`name.part.N`, `.constprop.N`, `.isra.N`): functions of their own, with
     /// code of this one, which a patch of this one does not change.
@@ -302,307 +108,6 @@ pub struct Symbolized {
     pub offset: u64,
 }
 
-/// All that is known of one object's symbols.
-#[derive(Debug)]
-pub struct ObjectSymbols {
-    full: SymbolTable,
-    source: SymbolSource,
-    dynamic: SymbolTable,
-    versym: Vec<u16>,
-    versions: Vec<(u16, String)>,
-    /// What was wrong with the tables that were passed over.
-    notes: Vec<String>,
-    by_address: std::sync::OnceLock<Vec<Place>>,
-}
-
-/// A function symbol in the order of addresses.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    value: u64,
-    end: u64,
-    table: Table,
-    index: usize,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Table {
-    Full,
-    Dynamic,
-}
-
-/// One entry of either table.
-struct Entry<'a> {
-    table: Table,
-    index: usize,
-    raw: RawSymbol<'a>,
-    name: &'a [u8],
-    version: Option<Version>,
-}
-
-/// All entries of one name at one address.
-struct Group<'a> {
-    entries: Vec<Entry<'a>>,
-}
-
-impl ObjectSymbols {
-    pub(crate) fn read(object: &Object<'_>) -> Result<Self> {
-        let dynamic = object.dynamic()?;
-        let pages = &object.pages;
-        let mut notes = Vec::new();
-        let (full, source) = match object.role() {
-            Role::Vdso => None,
-            _ => full_table(object, &mut notes),
-        }
-        .unwrap_or((SymbolTable::default(), SymbolSource::DynsymOnly));
-        let table = dynamic.symbol_table(pages)?;
-        let versym = dynamic.versyms(pages, table.len())?;
-        let versions = dynamic.defined_versions(pages)?.to_vec();
-        Ok(Self { full, source, dynamic: table, versym, versions, notes, by_address: Default::default() })
-    }
-
-    /// Where the fullest table came from.
-    #[must_use]
-    pub fn source(&self) -> &SymbolSource {
-        &self.source
-    }
-
-    /// Why tables that might have been there were not used.
-    #[must_use]
-    pub fn notes(&self) -> &[String] {
-        &self.notes
-    }
-
-    fn table(&self, table: Table) -> &SymbolTable {
-        match table {
-            Table::Full => &self.full,
-            Table::Dynamic => &self.dynamic,
-        }
-    }
-
-    fn entry(&self, table: Table, index: usize) -> Option<Entry<'_>> {
-        let raw = self.table(table).get(index)?;
-        Some(self.decode(table, index, raw))
-    }
-
-    fn decode<'a>(&'a self, table: Table, index: usize, raw: RawSymbol<'a>) -> Entry<'a> {
-        // GNU ld writes versions into the names of .symtab.
-        let (name, version) = match raw.name.iter().position(|b| *b == b'@') {
-            Some(at) if at > 0 => {
-                let version = &raw.name[at + 1..];
-                let default = version.strip_prefix(b"@");
-                let name = String::from_utf8_lossy(default.unwrap_or(version)).into_owned();
-                (&raw.name[..at], Some(Version { name, hidden: default.is_none() }))
-            }
-            _ => (raw.name, None),
-        };
-        let version = version.or_else(|| {
-            let ndx = *self.versym.get(index).filter(|_| table == Table::Dynamic)?;
-            let (_, name) = self.versions.iter().find(|(i, _)| *i == ndx & 0x7fff && *i > 1)?;
-            Some(Version { name: name.clone(), hidden: ndx & 0x8000 != 0 })
-        });
-        Entry { table, index, raw, name, version }
-    }
-
-    /// Every defined, named symbol of both tables.
-    fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
-        [Table::Full, Table::Dynamic].into_iter().flat_map(move |t| {
-            self.table(t)
-                .iter()
-                .enumerate()
-                .filter(|(_, raw)| defined(raw))
-                .map(move |(i, raw)| self.decode(t, i, raw))
-        })
-    }
-
-    /// The symbols called exactly `name`, of the kinds that `wanted` takes, one group an address, by address.
-    fn named<'a>(&'a self, name: &'a str, wanted: impl Fn(&RawSymbol<'_>) -> bool) -> Vec<Group<'a>> {
-        let (base, version) = match name.split_once('@') {
-            Some((base, version)) if !base.is_empty() => (base, Some(version)),
-            _ => (name, None),
-        };
-        let mut groups: BTreeMap<(u64, bool), Group<'_>> = BTreeMap::new();
-        for table in [Table::Full, Table::Dynamic] {
-            for index in self.table(table).named(base.as_bytes()) {
-                let Some(entry) = self.entry(table, index) else { continue };
-                if entry.name == base.as_bytes() && defined(&entry.raw) && wanted(&entry.raw) {
-                    let key = (entry.raw.value, entry.raw.kind == elf::STT_TLS);
-                    groups.entry(key).or_insert(Group { entries: Vec::new() }).entries.push(entry);
-                }
-            }
-        }
-        let mut groups: Vec<_> = groups.into_values().collect();
-        match version {
-            Some(version) => {
-                let (version, default) =
-                    version.strip_prefix('@').map_or((version, false), |version| (version, true));
-                groups.retain(|g| {
-                    let versions = g.entries.iter().filter_map(|e| e.version.as_ref());
-                    versions.into_iter().any(|v| v.name == version && !(default && v.hidden))
-                });
-            }
-            None if groups.iter().any(|g| !g.hidden()) => groups.retain(|g| !g.hidden()),
-            None => {}
-        }
-        groups
-    }
-
-    /// The symbols that `query` spells out demangled, grouped and ordered likewise.
-    fn demangled<'a>(&'a self, query: &str, wanted: impl Fn(&RawSymbol<'_>) -> bool) -> Vec<Group<'a>> {
-        let literal = demangle::literal_part(query).as_bytes();
-        let mut groups: BTreeMap<(u64, bool), Group<'_>> = BTreeMap::new();
-        for entry in self.entries() {
-            if !wanted(&entry.raw) || !demangle::is_mangled(entry.name) || !contains(entry.name, literal) {
-                continue;
-            }
-            let Ok(name) = std::str::from_utf8(entry.name) else { continue };
-            if split_clone(name).is_none() && demangle::spellings(name).iter().any(|s| s == query) {
-                let key = (entry.raw.value, entry.raw.kind == elf::STT_TLS);
-                groups.entry(key).or_insert(Group { entries: Vec::new() }).entries.push(entry);
-            }
-        }
-        groups.into_values().collect()
-    }
-
-    /// The name of the source file that a local symbol of the full table belongs to.
-    fn file_of(&self, entry: &Entry<'_>) -> Option<(usize, String)> {
-        if entry.raw.bind != elf::STB_LOCAL || entry.table != Table::Full {
-            return None;
-        }
-        let index =
-            (0..entry.index).rev().find(|i| self.full.get(*i).is_some_and(|s| s.kind == elf::STT_FILE))?;
-        let file = self.full.get(index)?;
-        (!file.name.is_empty()).then(|| (index, String::from_utf8_lossy(file.name).into_owned()))
-    }
-
-    /// The names and versions of the dynamic symbols at `value`.
-    pub(crate) fn exported_at(&self, value: u64) -> Vec<(String, Option<Version>)> {
-        let at = self.dynamic.iter().enumerate().filter(|(_, raw)| raw.value == value && defined(raw));
-        let entries = at.map(|(i, raw)| self.decode(Table::Dynamic, i, raw));
-        entries.map(|e| (text(e.name), e.version)).collect()
-    }
-
-    /// All function symbols at `value`.
-    fn code_at(&self, value: u64) -> Group<'_> {
-        Group { entries: self.entries().filter(|e| e.raw.value == value && is_code(&e.raw)).collect() }
-    }
-
-    fn places(&self) -> &[Place] {
-        self.by_address.get_or_init(|| {
-            let mut out: Vec<(u8, Place)> = Vec::new();
-            for table in [Table::Full, Table::Dynamic] {
-                for (index, raw) in self.table(table).iter().enumerate() {
-                    if defined(&raw) && is_code(&raw) {
-                        let end = raw.value.saturating_add(raw.size);
-                        out.push((preference(&raw), Place { value: raw.value, end, table, index }));
-                    }
-                }
-            }
-            out.sort_by_key(|(preference, p)| (p.value, *preference, p.table, p.index));
-            out.dedup_by_key(|(_, p)| p.value);
-            out.into_iter().map(|(_, p)| p).collect()
-        })
-    }
-}
-
-impl Group<'_> {
-    fn hidden(&self) -> bool {
-        let mut versions = self.entries.iter().filter_map(|e| e.version.as_ref()).peekable();
-        versions.peek().is_some() && versions.all(|v| v.hidden)
-    }
-
-    fn is_ifunc(&self) -> bool {
-        self.entries.iter().any(|e| e.raw.kind == elf::STT_GNU_IFUNC)
-    }
-
-    /// The names, the canonical one first: global before weak before local, then by the alphabet.
-    fn names(&self) -> Vec<String> {
-        let mut names: Vec<_> = self.entries.iter().map(|e| (preference(&e.raw), text(e.name))).collect();
-        names.sort();
-        let mut out: Vec<String> = Vec::new();
-        for (_, name) in names {
-            if !out.contains(&name) {
-                out.push(name);
-            }
-        }
-        out
-    }
-
-    fn value(&self) -> u64 {
-        self.entries.first().map_or(0, |e| e.raw.value)
-    }
-
-    fn size(&self) -> u64 {
-        self.entries.iter().map(|e| e.raw.size).max().unwrap_or(0)
-    }
-}
-
-fn defined(raw: &RawSymbol<'_>) -> bool {
-    raw.section != elf::SHN_UNDEF
-        && raw.section != elf::SHN_COMMON
-        && !matches!(raw.kind, elf::STT_FILE | elf::STT_SECTION)
-        && !raw.name.is_empty()
-}
-
-fn is_code(raw: &RawSymbol<'_>) -> bool {
-    matches!(raw.kind, elf::STT_FUNC | elf::STT_GNU_IFUNC) && raw.section != elf::SHN_ABS
-}
-
-/// Among the names of one address the one with the lowest value is shown.
-fn preference(raw: &RawSymbol<'_>) -> u8 {
-    match raw.bind {
-        elf::STB_GLOBAL | elf::STB_GNU_UNIQUE => 0,
-        elf::STB_WEAK => 1,
-        _ => 2,
-    }
-}
-
-fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    needle.is_empty() || haystack.windows(needle.len()).any(|w| w == needle)
-}
-
-fn kind_name(kind: u8) -> &'static str {
-    match kind {
-        elf::STT_OBJECT | elf::STT_COMMON => "data",
-        elf::STT_TLS => "thread-local data",
-        elf::STT_NOTYPE => "a symbol without a type",
-        _ => "something else",
-    }
-}
-
-/// What a compiler's suffix says of a function's name: `foo.cold` and so on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum CloneKind {
-    /// Code of the function itself, elsewhere.
-    Cold,
-    /// A function of its own.
-    Copy,
-}
-
-/// Splits `foo.constprop.0` into `foo` and what the suffix means.
-fn split_clone(name: &str) -> Option<(&str, CloneKind)> {
-    const SUFFIXES: [(&str, CloneKind); 4] = [
-        (".cold", CloneKind::Cold),
-        (".part", CloneKind::Copy),
-        (".constprop", CloneKind::Copy),
-        (".isra", CloneKind::Copy),
-    ];
-    let mut first: Option<(usize, CloneKind)> = None;
-    for (suffix, kind) in SUFFIXES {
-        for (at, _) in name.match_indices(suffix) {
-            let after = name[at + suffix.len()..].chars().next();
-            if at > 0 && matches!(after, None | Some('.')) {
-                // `foo.part.0.cold` is a cold part, but of `foo.part.0`: seen from `foo` it belongs to a copy.
-                first = match first {
-                    Some((other, kind)) if other < at => Some((other, kind)),
-                    _ => Some((at, kind)),
-                };
-                break;
-            }
-        }
-    }
-    first.map(|(at, kind)| (&name[..at], kind))
-}
-
 impl<'t> Object<'t> {
     /// Its symbols, read at first use.
     ///
@@ -622,45 +127,41 @@ impl<'t> Object<'t> {
         name: &'s str,
         position: u32,
         wanted: impl Fn(&RawSymbol<'_>) -> bool,
-    ) -> Result<(u32, Group<'s>), SymbolError> {
+    ) -> Result<Group<'s>, SymbolError> {
         let mut groups = symbols.named(name, &wanted);
         if groups.is_empty() {
             groups = symbols.demangled(name, &wanted);
         }
         let object = self.name().to_owned();
-        let query = name;
-        let name = name.to_owned();
         if groups.is_empty() {
-            let others = symbols.named(query, |_| true);
-            if let Some(other) = others.first().and_then(|g| g.entries.first()) {
-                return Err(SymbolError::NotAFunction { object, name, kind: kind_name(other.raw.kind) });
-            }
-            let mut clones: Vec<_> = symbols
-                .entries()
-                .filter_map(|e| std::str::from_utf8(e.name).ok())
-                .filter(|n| {
-                    split_clone(n).is_some_and(|(base, kind)| base == name && kind == CloneKind::Copy)
-                })
-                .map(str::to_owned)
-                .collect();
-            clones.sort();
-            clones.dedup();
-            let near = symbols.near(&name);
-            return Err(SymbolError::NotFound { object, name, near, clones, notes: symbols.notes.clone() });
+            return Err(match symbols.named(name, |_| true).first().and_then(|g| g.entries.first()) {
+                Some(other) => SymbolError::NotAFunction {
+                    object,
+                    name: name.to_owned(),
+                    kind: kind_name(other.raw.kind),
+                },
+                None => SymbolError::NotFound {
+                    object,
+                    name: name.to_owned(),
+                    near: symbols.near(name),
+                    clones: symbols.copies_of(name),
+                    notes: symbols.notes().to_vec(),
+                },
+            });
         }
         let index = match position {
             0 if groups.len() == 1 => 0,
-            0 => {
-                let candidates = self.candidates(symbols, &groups);
-                return Err(SymbolError::Ambiguous { object, name, candidates });
-            }
-            p if p as usize <= groups.len() => p as usize - 1,
+            p if p > 0 && p as usize <= groups.len() => p as usize - 1,
             position => {
+                let name = name.to_owned();
                 let candidates = self.candidates(symbols, &groups);
-                return Err(SymbolError::NoSuchPosition { object, name, position, candidates });
+                return Err(match position {
+                    0 => SymbolError::Ambiguous { object, name, candidates },
+                    _ => SymbolError::NoSuchPosition { object, name, position, candidates },
+                });
             }
         };
-        Ok((index as u32 + 1, groups.swap_remove(index)))
+        Ok(groups.swap_remove(index))
     }
 
     fn candidates(&self, symbols: &ObjectSymbols, groups: &[Group<'_>]) -> Vec<Candidate> {
@@ -669,7 +170,7 @@ impl<'t> Object<'t> {
             address: self.to_remote(LinkAddr(g.value())),
             size: g.size(),
             file: g.entries.iter().find_map(|e| symbols.file_of(e)).map(|(_, file)| file),
-            name: g.entries.first().map(|e| String::from_utf8_lossy(e.name).into_owned()).unwrap_or_default(),
+            name: g.name(),
         };
         groups.iter().enumerate().map(candidate).collect()
     }
@@ -681,87 +182,64 @@ impl<'t> Object<'t> {
     /// [`SymbolError::IfuncUnknown`] here; [`Objects::function`] looks for the choice.
     pub fn function(&self, name: &str, position: u32) -> Result<Function> {
         let symbols = self.symbols()?;
-        let (position, group) = self.choose(symbols, name, position, is_code)?;
-        let function = self.describe(symbols, &group, position);
+        let group = self.choose(symbols, name, position, is_code)?;
         if group.is_ifunc() {
-            let object = self.name().to_owned();
-            return Err(SymbolError::IfuncUnknown {
-                object,
-                name: function.name,
-                resolver: function.address,
-            }
-            .into());
+            let (object, name) = (self.name().to_owned(), group.name());
+            let resolver = self.to_remote(LinkAddr(group.value()));
+            return Err(SymbolError::IfuncUnknown { object, name, resolver }.into());
         }
-        Ok(function)
+        self.describe(symbols, &group)
     }
 
-    fn describe(&self, symbols: &ObjectSymbols, group: &Group<'_>, position: u32) -> Function {
+    fn describe(&self, symbols: &ObjectSymbols, group: &Group<'_>) -> Result<Function> {
         let value = group.value();
-        let name = group.entries.first().map(|e| text(e.name)).unwrap_or_default();
+        let address = self.to_remote(LinkAddr(value));
         let local = group.entries.iter().find_map(|e| symbols.file_of(e));
-        let (cold, clones) = self.parts(symbols, &name, local.as_ref().map(|(i, _)| *i));
-        let (size, size_from) = self.size_of(symbols, value, group.size());
-        Function {
+        let (size, size_from) = self.size_of(symbols, value, group.size())?;
+        let body = address..RemoteAddr(address.0.saturating_add(size));
+        let name = group.name();
+        let mut aliases = symbols.code_at(value).names();
+        if aliases.is_empty() {
+            aliases.push(name.clone());
+        }
+        let (cold, clones) = self.parts(symbols, &aliases, local.as_ref().map(|(i, _)| *i), body)?;
+        let canonical = aliases.first().unwrap_or(&name).clone();
+        Ok(Function {
             object: self.id(),
+            position: symbols.position(&name, value),
+            canonical: (canonical.clone(), symbols.position(&canonical, value)),
             name,
-            position,
             version: group.entries.iter().find_map(|e| e.version.clone()),
-            address: self.to_remote(LinkAddr(value)),
+            address,
             size,
             size_from,
-            aliases: symbols.code_at(value).names(),
+            aliases,
             cold,
             clones,
             file: local.map(|(_, file)| file),
             resolver: None,
-        }
+        })
     }
 
-    /// What the compiler split off `name` of the source file noted at index `file`.
-    fn parts(&self, symbols: &ObjectSymbols, name: &str, file: Option<usize>) -> (Vec<Part>, Vec<Part>) {
-        let mut claimed: Option<Vec<usize>> = None;
-        let (mut cold, mut clones) = (Vec::new(), Vec::new());
-        for e in symbols.entries().filter(|e| is_code(&e.raw) && e.table == Table::Full) {
-            let Some((base, kind)) = e
-                .name
-                .contains(&b'.')
-                .then(|| std::str::from_utf8(e.name).ok())
-                .flatten()
-                .and_then(split_clone)
-            else {
-                continue;
-            };
-            if base != name {
-                continue;
+    /// The function that begins at `address`, known by a symbol or only by its frame description; `None` where neither
+    /// says that one begins there. One without a symbol is called `func_` and its link address in hexadecimal.
+    ///
+    /// # Errors
+    /// Where the target's memory cannot be read.
+    pub fn function_at(&self, address: RemoteAddr) -> Result<Option<Function>> {
+        let symbols = self.symbols()?;
+        let value = self.to_link(address).0;
+        let mut group = symbols.code_at(value);
+        if group.entries.is_empty() {
+            if self.fde_len(LinkAddr(value))?.is_none() {
+                return Ok(None);
             }
-            // Parts are local symbols of the file that their function is in. A global function has those that no
-            // local namesake claims.
-            let part_file = symbols.file_of(&e).map(|(i, _)| i);
-            let ours = match file {
-                Some(_) => part_file == file,
-                None => {
-                    let claimed = claimed.get_or_insert_with(|| {
-                        let groups = symbols.named(name, is_code);
-                        let entries = groups.iter().flat_map(|g| &g.entries);
-                        entries.filter_map(|e| symbols.file_of(e)).map(|(i, _)| i).collect()
-                    });
-                    part_file.is_none_or(|i| !claimed.contains(&i))
-                }
-            };
-            if ours {
-                let start = self.to_remote(LinkAddr(e.raw.value));
-                let range = start..RemoteAddr(start.0.saturating_add(e.raw.size));
-                let part = Part { name: text(e.name), range };
-                match kind {
-                    CloneKind::Cold => cold.push(part),
-                    CloneKind::Copy => clones.push(part),
-                }
-            }
+            group.unnamed_at = Some((value, format!("func_{value:x}")));
         }
-        (cold, clones)
+        self.describe(symbols, &group).map(Some)
     }
 
-    /// The function that was chosen for the ifunc that `query` and `position` name.
+    /// The function at `address`, chosen by `resolver` for the name that `query` and `position` mean.
     fn chosen(
         &self,
         query: &str,
@@ -770,35 +248,33 @@ impl<'t> Object<'t> {
         address: RemoteAddr,
     ) -> Result<Function> {
         let symbols = self.symbols()?;
-        let (position, asked) = self.choose(symbols, query, position, is_code)?;
-        let mut group = symbols.code_at(self.to_link(address).0);
-        group.entries.sort_by_key(|e| preference(&e.raw));
-        let name = asked.entries.first().map(|e| text(e.name)).unwrap_or_default();
-        let mut function = if group.entries.is_empty() {
-            let (size, size_from) = self.size_of(symbols, self.to_link(address).0, 0);
-            Function {
-                size,
-                size_from,
-                aliases: vec![name.clone()],
-                ..self.describe(symbols, &asked, position)
-            }
-        } else {
-            self.describe(symbols, &group, position)
-        };
-        (function.name, function.address, function.resolver) = (name, address, Some(resolver));
-        function.version = asked.entries.iter().find_map(|e| e.version.clone());
-        Ok(function)
+        let asked = self.choose(symbols, query, position, is_code)?;
+        let name = asked.name();
+        let value = self.to_link(address).0;
+        let mut group = symbols.code_at(value);
+        if group.entries.is_empty() {
+            group.unnamed_at = Some((value, name.clone()));
+        }
+        let position = symbols.position(&name, asked.value());
+        let version = asked.entries.iter().find_map(|e| e.version.clone());
+        let chosen = self.describe(symbols, &group)?;
+        let canonical =
+            if group.entries.is_empty() { (name.clone(), position) } else { chosen.canonical.clone() };
+        Ok(Function { name, position, canonical, version, resolver: Some(resolver), ..chosen })
     }
 
-    fn size_of(&self, symbols: &ObjectSymbols, value: u64, stated: u64) -> (u64, SizeFrom) {
+    fn size_of(&self, symbols: &ObjectSymbols, value: u64, stated: u64) -> Result<(u64, SizeFrom)> {
         if stated > 0 {
-            return (stated, SizeFrom::Symbol);
+            return Ok((stated, SizeFrom::Symbol));
+        }
+        if let Some(len) = self.fde_len(LinkAddr(value))? {
+            return Ok((len, SizeFrom::UnwindInfo));
         }
         let places = symbols.places();
         let next = places.get(places.partition_point(|p| p.value <= value)).map(|p| p.value);
         let segment = self.segments().iter().find(|s| s.is_text() && s.covers(LinkAddr(value)));
         let end = segment.map_or(value, |s| s.vaddr.0.saturating_add(s.memsz));
-        (next.unwrap_or(end).min(end).saturating_sub(value), SizeFrom::NextSymbol)
+        Ok((next.unwrap_or(end).min(end).saturating_sub(value), SizeFrom::NextSymbol))
     }
 
     /// The symbol called `name` at `position` (0: the only one), of any kind.
@@ -807,7 +283,7 @@ impl<'t> Object<'t> {
     /// [`SymbolError`]: not found, ambiguous.
     pub fn symbol(&self, name: &str, position: u32) -> Result<Symbol> {
         let symbols = self.symbols()?;
-        let (_, group) = self.choose(symbols, name, position, |_| true)?;
+        let group = self.choose(symbols, name, position, |_| true)?;
         let first = group.entries.first();
         let (kind, section) = first.map_or((0, 0), |e| (e.raw.kind, e.raw.section));
         let value = match kind {
@@ -820,11 +296,14 @@ impl<'t> Object<'t> {
     }
 
     /// The global or weak symbol `name` of the full table, with its value made an address of the process but for a
-    /// thread-local one: what a reference in a static program would have been linked to.
+    /// thread-local one: what a reference in a static program would have been linked to. Hidden ones of its libraries
+    /// are among them, which the link editor makes local symbols that belong to no source file.
     pub(crate) fn global_symbol(&self, name: &str) -> Result<Option<Symbol>> {
         let symbols = self.symbols()?;
-        let groups = symbols.named(name, |raw| raw.bind != elf::STB_LOCAL);
-        let entry = groups.iter().flat_map(|g| &g.entries).min_by_key(|e| preference(&e.raw));
+        let groups = symbols.named(name, |_| true);
+        let entries = groups.iter().flat_map(|g| &g.entries);
+        let linkable = |e: &&Entry<'_>| e.raw.bind != elf::STB_LOCAL || symbols.file_of(e).is_none();
+        let entry = entries.filter(linkable).min_by_key(|e| preference(&e.raw));
         Ok(entry.map(|e| {
             let value = match e.raw.kind {
                 elf::STT_TLS => e.raw.value,
@@ -868,7 +347,7 @@ impl<'t> Object<'t> {
         let dynamic = self.dynamic()?;
         if dynamic.has_textrel() {
             let (start, end) = (self.to_link(range.start).0, self.to_link(range.end).0);
-            let hit = |r: &&crate::dynamic::Rela| r.offset < end && r.offset.saturating_add(8) > start;
+            let hit = |r: &&Rela| r.offset < end && r.offset.saturating_add(8) > start;
             if let Some(r) = dynamic.relocations(&self.pages)?.iter().find(hit) {
                 let address = self.to_remote(LinkAddr(r.offset));
                 return Err(SymbolError::TextRelocation { object: self.name().to_owned(), address }.into());
@@ -902,13 +381,23 @@ impl Objects<'_> {
     /// [`SymbolError`]: object not loaded, not found, ambiguous, not a function, choice not known.
     pub fn function(&self, object: Option<&str>, name: &str, position: u32) -> Result<Function> {
         let object = self.find(object)?;
-        let found = object.function(name, position);
+        let mut found = object.function(name, position);
+        if let Err(Error::Symbol(SymbolError::NotFound { near, .. })) = &mut found {
+            near.extend(self.definers(object, name));
+        }
         if let Err(Error::Symbol(SymbolError::IfuncUnknown { resolver, .. })) = found
             && let Some(address) = self.ifunc_choice(object, resolver)?
         {
             return object.chosen(name, position, resolver, address);
         }
         found
+    }
+
+    /// Other objects whose dynamic symbols have `name`, for a message.
+    fn definers(&self, besides: &Object<'_>, name: &str) -> Vec<String> {
+        let others = self.iter().filter(|o| o.id() != besides.id());
+        let defining = others.filter(|o| o.definition(name, None).is_ok_and(|s| s.is_some()));
+        defining.map(|o| format!("{name} of {}", o.name())).take(3).collect()
     }
 
     /// The symbol called `name` at `position` of `object`, of any kind: what `.klp.sym.OBJECT.NAME,POSITION` means.
@@ -925,73 +414,5 @@ impl Objects<'_> {
     /// Where the target's memory cannot be read.
     pub fn symbolize(&self, addr: RemoteAddr) -> Result<Option<Symbolized>> {
         self.at(addr).map(|o| o.symbolize(addr)).transpose()
-    }
-}
-
-impl ObjectSymbols {
-    /// Function names that look like `name`, best first.
-    fn near(&self, name: &str) -> Vec<String> {
-        let limit = (name.len() / 3 + 1).min(4);
-        let mut found: Vec<(usize, String)> = Vec::new();
-        for e in self.entries().filter(|e| is_code(&e.raw)) {
-            // Link-time optimization renames: foo.lto_priv.0, foo.llvm.123.
-            if e.name.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first() == Some(&b'.')) {
-                found.push((0, text(e.name)));
-            }
-            if e.name.len().abs_diff(name.len()) > limit {
-                continue;
-            }
-            let d = distance(e.name, name.as_bytes(), limit);
-            if d <= limit {
-                found.push((d, text(e.name)));
-            }
-        }
-        found.sort();
-        found.dedup();
-        found.into_iter().take(MAX_NEAR).map(|(_, name)| name).collect()
-    }
-}
-
-fn text(name: &[u8]) -> String {
-    String::from_utf8_lossy(name).into_owned()
-}
-
-/// Edit distance, given up beyond `limit`.
-fn distance(a: &[u8], b: &[u8], limit: usize) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let change = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
-        }
-        if row.iter().min().is_none_or(|m| *m > limit) {
-            return limit + 1;
-        }
-    }
-    row[b.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn suffixes_of_compilers() {
-        assert_eq!(split_clone("foo.cold"), Some(("foo", CloneKind::Cold)));
-        assert_eq!(split_clone("foo.cold.3"), Some(("foo", CloneKind::Cold)));
-        assert_eq!(split_clone("foo.part.0.cold"), Some(("foo", CloneKind::Copy)));
-        assert_eq!(split_clone("foo.constprop.0.isra.0"), Some(("foo", CloneKind::Copy)));
-        assert_eq!(split_clone("foo.colder"), None);
-        assert_eq!(split_clone("foo"), None);
-    }
-
-    #[test]
-    fn edit_distance() {
-        assert_eq!(distance(b"kitten", b"sitting", 9), 3);
-        assert_eq!(distance(b"abc", b"abc", 2), 0);
-        assert_eq!(distance(b"abcdef", b"ghijkl", 2), 3);
     }
 }

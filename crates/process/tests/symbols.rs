@@ -15,10 +15,10 @@ const TWO_FILES: [&str; 2] = [
 __attribute__((noinline)) static int twice(int x) { __asm__ volatile(""); return x + 1; }
 __attribute__((noinline)) int first(int x) { __asm__ volatile(""); return twice(x); }
 void tell_b(void);
-int data = 3;
+int some_data = 3;
 int main(void)
 {
-    TELL(first); TELL_AS("twice.a", twice); TELL(data); TELL_AS("puts", puts);
+    TELL(first); TELL_AS("twice.a", twice); TELL(some_data); TELL_AS("puts", puts);
     tell_b();
     READY;
 }
@@ -52,7 +52,7 @@ fn check_two_files(p: &Running) {
     assert_eq!(first.address, p.truth("first"));
     assert_eq!(first.size_from, SizeFrom::Symbol);
     assert_eq!((first.name.as_str(), first.position), ("first", 1));
-    assert_eq!(objects.klp_symbol(None, "data", 0).unwrap().value, p.truth("data").0);
+    assert_eq!(objects.klp_symbol(None, "some_data", 0).unwrap().value, p.truth("some_data").0);
 
     let mut both = [p.truth("twice.a"), p.truth("twice.b")];
     both.sort();
@@ -73,7 +73,7 @@ fn check_two_files(p: &Running) {
         SymbolError::NoSuchPosition { position: 3, .. }
     ));
     assert!(matches!(
-        symbol_error(objects.function(None, "data", 0).unwrap_err()),
+        symbol_error(objects.function(None, "some_data", 0).unwrap_err()),
         SymbolError::NotAFunction { kind: "data", .. }
     ));
     let SymbolError::NotFound { near, .. } = symbol_error(objects.function(None, "frist", 0).unwrap_err())
@@ -115,6 +115,43 @@ fn a_dynamic_position_independent_program() {
 }
 
 #[test]
+fn programs_of_every_kind() {
+    for (cc, flags) in [
+        ("gcc", "-no-pie"),
+        ("gcc", "-static"),
+        ("gcc", "-static-pie -fPIE"),
+        ("gcc", "-Wl,--hash-style=sysv"),
+        ("gcc", "-Wl,-z,noseparate-code"),
+        ("clang", "-fuse-ld=lld"),
+        ("clang", "-no-pie"),
+        ("musl-gcc", ""),
+        ("musl-gcc", "-static"),
+    ] {
+        println!("{cc} {flags}");
+        let (_shop, p) = two_files(flags, cc);
+        check_two_files(&p);
+        let objects = p.objects();
+        assert_eq!(objects.main().is_static(), flags.starts_with("-static"));
+        assert!(objects.main().is_static() || objects.loader_debug().is_some(), "{cc} {flags}");
+    }
+}
+
+#[test]
+fn a_program_run_by_the_loader_itself() {
+    let shop = Workshop::new();
+    shop.write("tell.h", TELL).write("a.c", TWO_FILES[0]).write("b.c", TWO_FILES[1]);
+    for (cc, loader) in [("gcc", "/lib64/ld-linux-x86-64.so.2"), ("musl-gcc", "/lib/ld-musl-x86_64.so.1")] {
+        shop.run(&format!("{cc} -O2 a.c b.c -o prog"));
+        let p = Running::start(Command::new(loader).arg(shop.path("prog")));
+        check_two_files(&p);
+        let objects = p.objects();
+        assert_eq!(objects.main().name(), "prog");
+        assert_eq!(objects.iter().filter(|o| o.role() == Role::Loader).count(), 1);
+        assert!(objects.loader_debug().is_some());
+    }
+}
+
+#[test]
 fn functions_chosen_at_start_are_the_chosen_ones() {
     let shop = Workshop::new();
     shop.write("tell.h", TELL).write(
@@ -135,7 +172,9 @@ int main(int argc, char **argv)
 }
 "#,
     );
-    for flags in ["-O2", "-O0 -Wl,-z,lazy", "-O2 -Wl,-z,now -pie", "-O2 -no-pie"] {
+    for flags in
+        ["-O2", "-O0 -Wl,-z,lazy", "-O2 -Wl,-z,now -pie", "-O2 -no-pie", "-O2 -static", "-O2 -static-pie"]
+    {
         shop.run(&format!("gcc {flags} a.c -o prog"));
         let p = Running::start(&mut Command::new(shop.path("prog")));
         let objects = p.objects();
@@ -143,10 +182,250 @@ int main(int argc, char **argv)
         for name in ["memcpy", "strlen"] {
             let Value::Ifunc { chosen, .. } = scope.resolve(name, None).unwrap().value else { panic!() };
             assert_eq!(chosen, Some(p.truth(name)), "{name} {flags}");
-            let f = objects.function(Some("libc.so.6"), name, 0).unwrap();
+            let object = (!objects.main().is_static()).then_some("libc.so.6");
+            let f = objects.function(object, name, 0).unwrap();
             assert_eq!((f.address, f.name.as_str()), (p.truth(name), name), "{f:?}");
         }
         let f = objects.function(None, "chosen", 0).unwrap();
         assert_eq!((f.address, f.resolver), (p.truth("chosen"), Some(p.truth("pick"))), "{flags} {f:?}");
     }
+}
+
+#[test]
+fn names_of_cpp_and_rust_as_people_write_them() {
+    let shop = Workshop::new();
+    shop.write("tell.h", TELL).write(
+        "a.cc",
+        r#"
+#include "tell.h"
+#include <string>
+namespace ns {
+struct Foo {
+    int v;
+    __attribute__((noinline)) Foo(int v) : v(v) { __asm__ volatile(""); }
+    __attribute__((noinline)) int bar(int x) { __asm__ volatile(""); return x + v; }
+    __attribute__((noinline)) int bar(const std::string &s) { __asm__ volatile(""); return s.size() + v; }
+    __attribute__((noinline)) int only(double) const { __asm__ volatile(""); return v; }
+    __attribute__((noinline)) int operator+(int x) { __asm__ volatile(""); return v - x; }
+};
+template <class T> __attribute__((noinline)) T add(T a, T b) { __asm__ volatile(""); return a + b; }
+}
+__attribute__((noinline)) int global_function(int x) { __asm__ volatile(""); return x; }
+int main()
+{
+    ns::Foo f(1);
+    int n = f.bar(2) + f.bar(std::string("x")) + f.only(1.0) + (f + 3) + ns::add<int>(1, 2) + global_function(1);
+    TELL_AS("add", (int (*)(int, int))ns::add<int>);
+    TELL_AS("global", global_function);
+    printf("result %x\n", n);
+    READY;
+}
+"#,
+    );
+    for cc in ["g++ -O1", "clang++ -O1"] {
+        shop.run(&format!("{cc} a.cc -o prog"));
+        let p = Running::start(&mut Command::new(shop.path("prog")));
+        let objects = p.objects();
+        for (query, mangled) in [
+            ("ns::Foo::bar(int)", "_ZN2ns3Foo3barEi"),
+            ("ns::Foo::only(double) const", "_ZNK2ns3Foo4onlyEd"),
+            ("ns::Foo::only", "_ZNK2ns3Foo4onlyEd"),
+            ("ns::Foo::operator+(int)", "_ZN2ns3FooplEi"),
+            ("ns::Foo::operator+", "_ZN2ns3FooplEi"),
+            ("int ns::add<int>(int, int)", "_ZN2ns3addIiEET_S1_S1_"),
+            ("ns::add<int>(int, int)", "_ZN2ns3addIiEET_S1_S1_"),
+            ("ns::add<int>", "_ZN2ns3addIiEET_S1_S1_"),
+            ("global_function", "_Z15global_functioni"),
+            ("ns::Foo::Foo(int)", "_ZN2ns3FooC2Ei"),
+        ] {
+            let f = objects.function(None, query, 0).unwrap_or_else(|e| panic!("{query}: {e}"));
+            assert!(f.aliases.iter().any(|n| n == mangled), "{query}: {f:?}");
+            assert_eq!(objects.function(None, mangled, 0).unwrap().address, f.address);
+            let again = objects.function(None, &f.name, f.position).unwrap();
+            assert_eq!((again.address, again.canonical), (f.address, f.canonical), "{query}");
+        }
+        assert_eq!(objects.function(None, "ns::add<int>", 0).unwrap().address, p.truth("add"));
+        assert_eq!(objects.function(None, "global_function", 0).unwrap().address, p.truth("global"));
+        let Err(e) = objects.function(None, "ns::Foo::bar", 0) else { panic!() };
+        let SymbolError::Ambiguous { candidates, .. } = symbol_error(e) else { panic!() };
+        assert_eq!(candidates.len(), 2);
+    }
+
+    shop.write(
+        "a.rs",
+        r#"
+mod inner {
+    pub struct Foo(pub u64);
+    impl Foo { #[inline(never)] pub fn bar(&self, x: u64) -> u64 { std::hint::black_box(self.0 + x) } }
+    impl std::fmt::Display for Foo {
+        #[inline(never)]
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { write!(f, "{}", self.0) }
+    }
+}
+fn main() {
+    let foo = inner::Foo(std::env::args().count() as u64);
+    eprint!("{}", &foo.to_string()[..0]);
+    println!("bar {:x}", inner::Foo::bar as fn(&inner::Foo, u64) -> u64 as usize);
+    println!("result {:x}", foo.bar(2));
+    println!("ready");
+    loop { std::thread::park(); }
+}
+"#,
+    );
+    for mangling in ["legacy", "v0"] {
+        let unstable = if mangling == "legacy" { "-Zunstable-options" } else { "" };
+        shop.run(&format!(
+            "env RUSTC_BOOTSTRAP=1 rustc {unstable} -Csymbol-mangling-version={mangling} -O a.rs -o prog"
+        ));
+        let p = Running::start(&mut Command::new(shop.path("prog")));
+        let objects = p.objects();
+        let f = objects
+            .function(None, "a::inner::Foo::bar", 0)
+            .or_else(|_| objects.function(None, "<a::inner::Foo>::bar", 0));
+        let f = f.unwrap_or_else(|e| panic!("{mangling}: {e}"));
+        assert_eq!(f.address, p.truth("bar"), "{mangling}");
+        let hashed = format!("{}", rustc_demangle::demangle(&f.name));
+        assert_eq!(objects.function(None, &hashed, 0).unwrap().address, f.address, "{hashed}");
+        assert!(hashed.len() > 20);
+        objects.function(None, "<a::inner::Foo as core::fmt::Display>::fmt", 0).unwrap();
+    }
+}
+
+#[test]
+fn cold_parts_and_copies_are_told() {
+    let shop = Workshop::new();
+    // Three functions with cold parts; two are static namesakes. `big` jumps through a table.
+    let body = |name: &str, linkage: &str, word: &str| {
+        format!(
+            r#"
+__attribute__((noinline)) {linkage} int {name}(int *p, int n)
+{{
+    volatile char keep[64]; keep[n & 63] = 1;
+    if (n > 1000) {{ rare(p); rare(p + 1); *p += keep[3]; fputs("{word}", stderr); rare(p + 2); }}
+    return p[n] + keep[n & 7];
+}}
+"#
+        )
+    };
+    let rare = r#"
+#include "tell.h"
+__attribute__((cold, noinline)) void rare(int *p);
+"#;
+    shop.write("tell.h", TELL);
+    let tell = r#"
+void tell_b(void);
+__attribute__((cold, noinline)) void rare(int *p) { *p = 3; }
+int main(int argc, char **argv)
+{
+    int some[8] = { argc };
+    TELL_AS("a", split); TELL(shared);
+    tell_b();
+    printf("r %x\n", split(some, argc) + shared(some, argc));
+    READY;
+}
+"#;
+    shop.write("a.c", &format!("{rare}{}{}{tell}", body("split", "static", "a"), body("shared", "", "s")));
+    shop.write(
+        "b.c",
+        &format!(
+            "{rare}{}void tell_b(void) {{ int some[8] = {{ 1 }}; TELL_AS(\"b\", split); printf(\"rb %x\\n\", split(some, 1)); }}",
+            body("split", "static", "b")
+        ),
+    );
+    shop.run("gcc -O2 a.c b.c -o prog");
+    shop.run("cp prog stripped").run("strip stripped");
+    let p = Running::start(&mut Command::new(shop.path("prog")));
+    let objects = p.objects();
+    let mut truth = Vec::new();
+    for name in ["a", "b"] {
+        let f = (1..=2)
+            .map(|i| objects.function(None, "split", i).unwrap())
+            .find(|f| f.address == p.truth(name))
+            .unwrap();
+        assert_eq!(f.cold.len(), 1, "{f:?}");
+        assert!(f.cold[0].name.starts_with("split.cold"), "{f:?}");
+        let cold = f.cold[0].range.clone();
+        let fde = objects.main().fde_at(cold.start).unwrap().unwrap();
+        assert_eq!(fde.range, cold);
+        assert!(fde.mid_function);
+        let own = objects.main().fde_at(f.address).unwrap().unwrap();
+        assert_eq!((own.range, own.mid_function), (f.range(), false));
+        truth.push(objects.main().to_link(cold.start));
+    }
+    assert_ne!(truth[0], truth[1]);
+    let shared = objects.function(None, "shared", 0).unwrap();
+    assert_eq!(shared.cold.len(), 1, "{shared:?}");
+
+    let p = Running::start(&mut Command::new(shop.path("stripped")));
+    let objects = p.objects();
+    let main = objects.main();
+    assert!(matches!(
+        symbol_error(objects.function(None, "shared", 0).unwrap_err()),
+        SymbolError::NotFound { .. }
+    ));
+    for (name, cold) in ["a", "b"].into_iter().zip(truth) {
+        let parts = main.function_at(p.truth(name)).unwrap().unwrap().cold;
+        assert_eq!(parts.len(), 1);
+        assert_eq!(main.to_link(parts[0].range.start), cold);
+    }
+
+    shop.write(
+        "c.c",
+        r#"
+#include "tell.h"
+__attribute__((noinline)) static int copied(int *p, int n, int mode)
+{
+    int s = 0;
+    for (int i = 0; i < n; i++) s += mode == 7 ? p[i] : p[i] * i;
+    __asm__ volatile("");
+    return s;
+}
+int main(int argc, char **argv)
+{
+    int some[8] = { argc };
+    printf("r %x\n", copied(some, argc, 7));
+    READY;
+}
+"#,
+    );
+    shop.run("gcc -O2 c.c -o copies");
+    let p = Running::start(&mut Command::new(shop.path("copies")));
+    let objects = p.objects();
+    let SymbolError::NotFound { clones, .. } = symbol_error(objects.function(None, "copied", 0).unwrap_err())
+    else {
+        panic!()
+    };
+    assert_eq!(clones.len(), 1, "{clones:?}");
+    assert!(clones[0].starts_with("copied."));
+    objects.function(None, &clones[0], 0).unwrap();
+}
+
+#[test]
+fn every_function_of_libc_is_found_again_by_its_own_name() {
+    let (_shop, p) = two_files("", "gcc");
+    let objects = p.objects();
+    let libc = objects.find(Some("libc.so.6")).unwrap();
+    let mut count = 0;
+    for (name, address) in libc.symbols().unwrap().functions() {
+        let address = libc.to_remote(address);
+        let mut found = libc.function(&name, 0);
+        if let Err(Error::Symbol(SymbolError::Ambiguous { candidates, .. })) = &found {
+            let c = candidates.iter().find(|c| c.address == address).unwrap_or_else(|| panic!("{name}"));
+            found = libc.function(&name, c.position);
+        }
+        let f = match found {
+            Ok(f) => f,
+            Err(Error::Symbol(SymbolError::IfuncUnknown { .. })) => continue,
+            Err(e) => panic!("{name}: {e}"),
+        };
+        assert_eq!(f.address, address, "{name}");
+        let (canonical, position) = f.canonical.clone();
+        let again = libc.function(&canonical, position).unwrap();
+        assert_eq!((again.address, again.canonical), (address, f.canonical), "{name}");
+        count += 1;
+        if count > 600 {
+            break;
+        }
+    }
+    assert!(count > 500, "{count}");
 }
