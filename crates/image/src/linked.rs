@@ -21,7 +21,7 @@ pub struct Segment {
     pub mem_size: u64,
 }
 
-/// A part of a function that the compiler split off (`foo.cold`).
+/// A part of a function that the compiler split off (`foo.cold`, `foo.__part.1`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ColdPart {
     /// Where it begins.
@@ -116,24 +116,19 @@ impl LinkedImage {
         imports: &[Resolution],
     ) -> Self {
         let mut symbols = Vec::new();
-        let mut cold: HashMap<&str, Vec<ColdPart>> = HashMap::new();
-        let named: Vec<(String, RemoteAddr, u64)> = (0u32..)
-            .zip(&patch.symbols)
-            .filter_map(|(index, symbol)| match (symbol.kind, symbol.place) {
-                (SymbolKind::Func, Place::Section { section, offset }) => {
-                    Some((patch.symbol_name(index), at.spot(Spot { section, offset }), symbol.size))
-                }
-                _ => None,
-            })
-            .collect();
-        for (name, addr, size) in &named {
-            if let Some(whole) = name.find(".cold") {
-                let rest = &name[whole + ".cold".len()..];
-                if rest.is_empty() || rest.starts_with('.') {
-                    cold.entry(&name[..whole]).or_default().push(ColdPart { addr: *addr, size: *size });
-                }
+        let mut parts: HashMap<String, Vec<ColdPart>> = HashMap::new();
+        for (index, symbol) in (0u32..).zip(&patch.symbols) {
+            let Place::Section { section, offset } = symbol.place else { continue };
+            let name = patch.symbol_name(index);
+            let addr = at.spot(Spot { section, offset });
+            let whole =
+                (patch.sections[section as usize].part == Part::Text).then(|| part_of(&name)).flatten();
+            if whole.is_some() || symbol.kind == SymbolKind::Func {
+                symbols.push(ImageSymbol { name: name.clone(), addr, size: symbol.size });
             }
-            symbols.push(ImageSymbol { name: name.clone(), addr: *addr, size: *size });
+            if let Some(whole) = whole {
+                parts.entry(whole.to_string()).or_default().push(ColdPart { addr, size: symbol.size });
+            }
         }
         symbols.sort_by(|a, b| (a.addr, &a.name).cmp(&(b.addr, &b.name)));
         let address = |symbol: u32| at.symbol(symbol).unwrap_or(RemoteAddr(0));
@@ -146,14 +141,13 @@ impl LinkedImage {
                     .new_funcs
                     .iter()
                     .map(|symbol| {
-                        let name = patch.symbol_name(*symbol);
-                        let cold = cold.get(name.as_str()).cloned().unwrap_or_default();
-                        Function {
-                            addr: address(*symbol),
-                            size: patch.symbols[*symbol as usize].size,
-                            cold,
-                            name,
-                        }
+                        let addr = address(*symbol);
+                        // A function of several names has its parts under one of them.
+                        let first = symbols.partition_point(|s| s.addr < addr);
+                        let names = symbols[first..].iter().take_while(|s| s.addr == addr).map(|s| &s.name);
+                        let cold = names.flat_map(|name| parts.get(name)).flatten().copied().collect();
+                        let size = patch.symbols[*symbol as usize].size;
+                        Function { name: patch.symbol_name(*symbol), addr, size, cold }
                     })
                     .collect();
                 let [pre_patch, post_patch, pre_unpatch, post_unpatch] =
@@ -176,4 +170,15 @@ impl LinkedImage {
             imports: imports.to_vec(),
         }
     }
+}
+
+/// The name of the function that `name` is a part of: gcc and clang call parts that are seldom run `f.cold` and `f.cold.1`,
+/// clang calls those of -fbasic-block-sections `f.__part.1`.
+fn part_of(name: &str) -> Option<&str> {
+    let (at, rest) = match (name.find(".cold"), name.find(".__part.")) {
+        (Some(at), _) => (at, &name[at + ".cold".len()..]),
+        (None, Some(at)) => (at, ""),
+        _ => return None,
+    };
+    ((rest.is_empty() || rest.starts_with('.')) && at > 0).then(|| &name[..at])
 }

@@ -133,6 +133,36 @@ fn every_option_gives_the_same(cc: &str) {
     }
 }
 
+/// Options that change what is in an object beside the code, or how the code is made.
+const UNUSUAL: &[(&str, &[&str])] = &[
+    ("gcc", &["-g3", "-gz"]),
+    ("gcc", &["-flto", "-ffat-lto-objects"]),
+    ("gcc", &["-fstack-protector-all", "-fstack-clash-protection"]),
+    ("gcc", &["-mindirect-branch=thunk", "-mfunction-return=thunk"]),
+    ("gcc", &["-fpatchable-function-entry=16,8"]),
+    ("gcc", &["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]),
+    ("gcc", &["-Wa,-mrelax-relocations=no"]),
+    ("gcc", &["-fno-jump-tables", "-fno-merge-constants", "-fcommon"]),
+    ("gcc", &["-masm=intel", "-fno-omit-frame-pointer"]),
+    ("gcc", &["-fzero-call-used-regs=all", "-mno-red-zone"]),
+    ("musl-gcc", &["-fPIC"]),
+    ("clang", &["-g", "-gz"]),
+    ("clang", &["-mretpoline"]),
+    ("clang", &["-fno-integrated-as"]),
+    ("clang", &["-mllvm", "-hot-cold-split", "-faddrsig"]),
+    ("clang", &["-fpatchable-function-entry=16,8"]),
+    ("clang", &["-fstack-size-section", "-fbasic-block-sections=all"]),
+];
+
+#[test]
+fn unusual_options_give_the_same() {
+    let expected = expected();
+    for (cc, options) in UNUSUAL {
+        let options = [&["-O2", "-fPIC"][..], options].concat();
+        assert_eq!(run_variant(cc, &options, false), expected, "{cc} {options:?}");
+    }
+}
+
 #[test]
 fn every_option_of_gcc() {
     every_option_gives_the_same("gcc");
@@ -161,6 +191,30 @@ fn addresses_of_the_linked_image() {
     let callbacks = &image.objects[0].callbacks;
     assert!(inside(callbacks.pre_patch.unwrap()) && callbacks.post_patch.is_none());
     assert!(inside(image.patch) && inside(image.objects[0].addr));
+}
+
+/// The parts of a function are found under all its names, whatever compiler split it.
+#[test]
+fn parts_of_a_function() {
+    let source = "#include <ugraft/livepatch.h>\nint puts(const char *);\n\
+        __attribute__((noinline, cold)) void fail(const char *why) { puts(why); }\n\
+        int whole(int x) { if (x > 3) { fail(\"no\"); fail(\"never\"); } return x; }\n\
+        extern __typeof__(whole) other __attribute__((alias(\"whole\")));\n\
+        static struct klp_func funcs[] = { { .old_name = \"f\", .new_func = (void *)other }, { } };\n\
+        static struct klp_object objs[] = { { .funcs = funcs }, { } };\n\
+        static struct klp_patch patch = { .objs = objs };\nKLP_PATCH(patch);\n";
+    let both = [("gcc", &["-O2", "-fPIC"][..]), ("clang", &["-O2", "-fPIC", "-fbasic-block-sections=all"])];
+    for (cc, options) in both {
+        let patch = PatchFile::parse(&object(cc, source, options), "parts").unwrap();
+        let (image, _map) = link_here(&patch, false, &mut Here::default());
+        let func = &image.objects[0].new_funcs[0];
+        assert!(
+            !func.cold.is_empty() && func.cold.iter().all(|c| c.size > 0 && c.addr != func.addr),
+            "{cc}: {func:?}"
+        );
+        let names: Vec<_> = image.symbols.iter().filter(|s| s.addr == func.cold[0].addr).collect();
+        assert!(!names.is_empty(), "{cc}: {:?}", image.symbols);
+    }
 }
 
 /// Code for an executable takes the address of a far variable by `lea`, which becomes a load from the GOT.
