@@ -41,6 +41,7 @@ pub mod state_area;
 pub mod status;
 pub mod stop;
 pub mod stub;
+pub mod suspended;
 pub mod sweep;
 pub mod switch;
 pub mod symbols;

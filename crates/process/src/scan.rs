@@ -290,7 +290,10 @@ impl Scanner {
     ) -> Result<(), ScanFailure> {
         // Where a thread is running or was interrupted nearly every page is there, so that asking costs more than
         // reading; a suspended stack is read whole, from pages never touched to the last.
-        let mut present = Presence::new(thread, maps, stack.kind == StackKind::Suspended);
+        let mut present = Presence::new(maps);
+        if stack.kind == StackKind::Suspended {
+            present.ask(thread.pid, thread.tid);
+        }
         let segments = segments_word(thread.regs);
         // An ABI-conforming thread has an aligned stack pointer. One that has not may have pushed anywhere.
         let bytewise = !thread.regs.rsp.is_multiple_of(8);
@@ -365,7 +368,7 @@ impl Scanner {
 
 /// Which pages of private anonymous mappings hold anything, from `/proc/PID/pagemap`
 /// (Documentation/admin-guide/mm/pagemap.rst).
-struct Presence<'a> {
+pub(crate) struct Presence<'a> {
     maps: &'a Maps,
     pagemap: Option<File>,
     flags: Vec<u8>,
@@ -379,15 +382,19 @@ const PM_SWAP: u64 = 1 << 62;
 const PM_GUARD: u64 = 1 << 58;
 
 impl<'a> Presence<'a> {
-    fn new(thread: Thread<'_>, maps: &'a Maps, ask: bool) -> Self {
-        let path = format!("/proc/{}/task/{}/pagemap", thread.pid, thread.tid);
-        let pagemap = if ask { File::open(path).ok() } else { None };
-        Self { maps, pagemap, flags: Vec::new() }
+    /// Takes all pages of `maps` to hold something.
+    pub(crate) fn new(maps: &'a Maps) -> Self {
+        Self { maps, pagemap: None, flags: Vec::new() }
+    }
+
+    /// Asks the kernel from now on; any thread of the process will do.
+    pub(crate) fn ask(&mut self, pid: Pid, tid: Tid) {
+        self.pagemap = File::open(format!("/proc/{pid}/task/{tid}/pagemap")).ok();
     }
 
     /// Calls `f` with the address and the bytes of every piece of `range` that may hold anything, in order; each
     /// piece but the last is a multiple of 8 long, plus `overlap` bytes of the next one.
-    fn for_each_piece(
+    pub(crate) fn for_each_piece(
         &mut self,
         memory: &Memory,
         range: Range<u64>,

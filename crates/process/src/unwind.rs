@@ -198,7 +198,10 @@ impl<'a> Unwinder<'a> {
                     (registers, frame) = caller;
                     frames.push(frame);
                 }
-                Ok(None) => break End::Outermost,
+                Ok(None) => {
+                    self.cover_to(frame.sp);
+                    break End::Outermost;
+                }
                 Err(doubt) => break End::Unreliable(doubt),
             }
             if enough(&frames, &self.covered) {

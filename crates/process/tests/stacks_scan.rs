@@ -4,7 +4,7 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use support::{Stop, Traced, build, maps, regs, resume, wait_for};
+use support::{Traced, build, first_trap, maps, regs};
 use ugraft_process::scan::{Place, Scan, Scanner, StackKind, Thread};
 use ugraft_process::{Pid, Tid};
 
@@ -16,34 +16,7 @@ fn program(dir: &Path) -> PathBuf {
 fn scan_at_stop(exe: &Path, mode: &str, names: &[&str]) -> Scan {
     let mut target = Traced::start(exe, &[mode]);
     let watch = target.watch(names);
-    let mut tid = target.pid;
-    loop {
-        let stop = if tid == target.pid { target.resume(0) } else { wait_for(tid) };
-        match stop {
-            Stop::Signal(libc::SIGTRAP, 0) => break,
-            Stop::Signal(libc::SIGTRAP, libc::PTRACE_EVENT_CLONE) => {
-                // The new thread stops by itself; the first one waits for it and needs no more looks.
-                tid = std::fs::read_dir(format!("/proc/{}/task", target.pid))
-                    .unwrap()
-                    .map(|e| e.unwrap().file_name().to_str().unwrap().parse().unwrap())
-                    .find(|&t: &i32| t != target.pid)
-                    .unwrap();
-                assert!(matches!(wait_for(tid), Stop::Signal(libc::SIGSTOP, _)));
-                resume(target.pid, 0);
-                resume(tid, 0);
-            }
-            Stop::Signal(signal @ (libc::SIGUSR1 | libc::SIGSEGV), _) => {
-                if tid == target.pid {
-                    assert_eq!(target.resume(signal), Stop::Signal(libc::SIGTRAP, 0));
-                } else {
-                    resume(tid, signal);
-                    assert_eq!(wait_for(tid), Stop::Signal(libc::SIGTRAP, 0));
-                }
-                break;
-            }
-            other => panic!("{mode}: {other:?}"),
-        }
-    }
+    let tid = first_trap(&mut target);
     let regs = regs(tid);
     let thread = Thread { pid: Pid(target.pid), tid: Tid(tid), regs: &regs };
     Scanner::default().scan(&target.memory(), &maps(target.pid), thread, &watch).unwrap()

@@ -1,6 +1,7 @@
 /* Stops (int3) with one function live in a place that the argument names. */
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +19,8 @@ NOINLINE void inner(void) { leaf(); sink++; }
 NOINLINE void wanted(void) { inner(); sink++; }
 NOINLINE void wanted_deep(int n) { if (n) wanted_deep(n - 1); else inner(); sink++; }
 
+NOINLINE void wanted_quiet(int n) { if (n) wanted_quiet(n - 1); else elsewhere(); sink++; }
+
 static void handler(int sig) { (void)sig; leaf(); sink++; }
 NOINLINE void wanted_interrupted(void) { raise(SIGUSR1); sink++; }
 NOINLINE void wanted_faulting(void) { sink++; *(volatile int *)16 = 1; sink++; }
@@ -29,6 +32,17 @@ static void *thread(void *arg) { ((void (*)(void))arg)(); return 0; }
 static ucontext_t main_context, coroutine_context;
 static void coroutine(void) { leaf(); swapcontext(&coroutine_context, &main_context); }
 NOINLINE void wanted_suspended(void) { swapcontext(&main_context, &coroutine_context); sink++; }
+
+/* A coroutine that gives way while wanted_elsewhere is live on its stack. */
+NOINLINE void wanted_elsewhere(void) { swapcontext(&coroutine_context, &main_context); sink++; }
+static void giving_way(void) { wanted_elsewhere(); }
+
+static jmp_buf saved;
+NOINLINE void wanted_saved(void) { if (setjmp(saved)) sink++; }
+/* Overwrites the dead part of the stack. */
+NOINLINE void wipe(void) { char buf[1 << 14]; memset(buf, 0, sizeof buf); __asm__ volatile("" :: "r"(buf) : "memory"); }
+/* Keeps what was there in its frame. */
+NOINLINE void keep(void) { char buf[1 << 13]; __asm__ volatile("" :: "r"(buf) : "memory"); leaf(); sink += buf[0]; }
 
 static void on_thread(void (*f)(void)) {
     pthread_t t;
@@ -55,7 +69,7 @@ int main(int argc, char **argv) {
     if (!strcmp(where, "plain")) wanted();
     if (!strcmp(where, "deep")) wanted_deep(20000);
     if (!strcmp(where, "not")) { elsewhere(); inner(); }
-    if (!strcmp(where, "stale")) { wanted_deep(100); inner(); }
+    if (!strcmp(where, "stale")) { wanted_quiet(200); keep(); }
     if (!strcmp(where, "thread")) on_thread(wanted);
     if (!strcmp(where, "thread-not")) on_thread(inner);
     if (!strcmp(where, "signal")) {
@@ -78,6 +92,20 @@ int main(int argc, char **argv) {
         coroutine_context.uc_stack.ss_size = 1 << 16;
         makecontext(&coroutine_context, coroutine, 0);
         wanted_suspended();
+    }
+    if (!strcmp(where, "gone")) {
+        getcontext(&coroutine_context);
+        coroutine_context.uc_stack.ss_sp = mmap(0, 1 << 16, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        coroutine_context.uc_stack.ss_size = 1 << 16;
+        makecontext(&coroutine_context, giving_way, 0);
+        swapcontext(&main_context, &coroutine_context);
+        wipe();
+        leaf();
+    }
+    if (!strcmp(where, "saved")) {
+        wanted_saved();
+        wipe();
+        leaf();
     }
     return 0;
 }

@@ -124,6 +124,11 @@ impl Traced {
         self.wait()
     }
 
+    /// Waits for the end of a process that was killed.
+    pub fn resume_to_end(&mut self) -> Stop {
+        self.wait()
+    }
+
     /// Lets the first thread run on until it is about to execute the instruction at `addr`.
     pub fn run_to(&mut self, addr: u64) {
         let memory = self.memory();
@@ -204,6 +209,32 @@ impl Drop for Traced {
                     break;
                 }
             }
+        }
+    }
+}
+
+/// Runs a program to its int3, passing signals on; the thread that is there. Of threads that it makes, the first is
+/// awaited.
+pub fn first_trap(target: &mut Traced) -> i32 {
+    let mut tid = target.pid;
+    let mut signal = 0;
+    loop {
+        resume(tid, signal);
+        signal = 0;
+        match wait_for(tid) {
+            Stop::Signal(libc::SIGTRAP, 0) => return tid,
+            Stop::Signal(libc::SIGTRAP, libc::PTRACE_EVENT_CLONE) => {
+                // The new thread stops by itself; the first one waits for it and needs no more looks.
+                tid = fs::read_dir(format!("/proc/{}/task", target.pid))
+                    .unwrap()
+                    .map(|e| e.unwrap().file_name().to_str().unwrap().parse().unwrap())
+                    .find(|&t: &i32| t != target.pid)
+                    .unwrap();
+                assert!(matches!(wait_for(tid), Stop::Signal(libc::SIGSTOP, _)));
+                resume(target.pid, 0);
+            }
+            Stop::Signal(other, _) => signal = other,
+            gone => panic!("{gone:?}"),
         }
     }
 }
