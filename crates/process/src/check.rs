@@ -3,9 +3,10 @@
 use crate::batch::{Batch, Ground};
 use crate::document::Document;
 use crate::session::objects_of;
+use crate::site::Finder;
 use crate::state_area::StateArea;
 use crate::target::Target;
-use crate::{Error, Pid, RemoteAddr, Result, plan, site};
+use crate::{Error, Pid, RemoteAddr, Result, plan};
 use serde::Serialize;
 use ugraft_core::{Event, PatchId};
 use ugraft_image::PatchFile;
@@ -65,19 +66,18 @@ pub fn check(patch: &PatchFile, pid: Pid) -> Result<CheckReport> {
     note(ugraft_core::step(&document.state, load).map(|_| ()).map_err(Error::from));
 
     let mut funcs = Vec::new();
-    let mut taken: Vec<_> = document.sites.iter().flat_map(|site| site.entry.written()).collect();
+    let mut finder = Finder::new(target.memory(), &maps, &objects, &document.sites);
     for func in desc.funcs() {
         let (addr, ok, verdict) = if objects.find(func.object.as_deref()).is_err() {
             (None, true, "its object is not loaded".to_owned())
         } else if let Some(site) = document.site(&func) {
             (Some(site.entry.start()), true, "patched already; goes on top".to_owned())
         } else {
-            match site::find(target.memory(), &maps, &objects, &func, &taken) {
+            match finder.find(&func) {
                 Ok(site) => {
                     let how =
                         if site.entry.is_springboard() { "by a jump in nearby padding" } else { "by a jump" };
                     let addr = site.entry.start();
-                    taken.extend(site.entry.written());
                     document.sites.push(site);
                     (Some(addr), true, format!("can be redirected {how}"))
                 }

@@ -6,11 +6,12 @@ use crate::mapping::{MapRequest, Part as MappedPart, Prot};
 use crate::maps::Maps;
 use crate::objects::{ObjectId, Objects};
 use crate::resolve::Resolver;
+use crate::site::Finder;
 use crate::target::Target;
-use crate::{Error, RemoteAddr, Result, site, trampoline};
+use crate::{Error, RemoteAddr, Result, trampoline};
 use std::ops::Range;
 use ugraft_core::{Callbacks, FuncDesc, FuncId, ObjectDesc, PatchDesc, PatchId, StateDesc};
-use ugraft_image::{LinkedImage, Part, PatchFile, Resolution};
+use ugraft_image::{Func, LinkedImage, Part, PatchFile, Resolution};
 
 /// Sites further apart than this need different places for what they jump to.
 const NEIGHBOURHOOD: i64 = 1 << 30;
@@ -18,8 +19,8 @@ const NEIGHBOURHOOD: i64 = 1 << 30;
 const TRAMPOLINE_LEN: usize = trampoline::FAR_LEN.next_multiple_of(16);
 const PAGE: u64 = crate::batch::PAGE;
 
-/// The description of a patch in the semantics' terms. Objects that are loaded get their canonical names, so that two
-/// patches of one library mean the same by whatever name they call it.
+/// The description of a patch in the semantics' terms. Objects that are loaded, and their functions, get their canonical
+/// names, so that two patches mean the same by whatever names they call them.
 #[must_use]
 pub fn describe(patch: &PatchFile, objects: &Objects<'_>) -> PatchDesc {
     let metadata = patch.metadata();
@@ -40,7 +41,7 @@ pub fn describe(patch: &PatchFile, objects: &Objects<'_>) -> PatchDesc {
                 funcs: object
                     .funcs
                     .iter()
-                    .map(|f| FuncDesc { old_name: f.old_name.clone(), old_sympos: f.old_sympos })
+                    .map(|f| canonical_func(objects, object.name.as_deref(), f))
                     .collect(),
                 callbacks: Callbacks {
                     pre_patch: object.callbacks.pre_patch.is_some(),
@@ -55,6 +56,15 @@ pub fn describe(patch: &PatchFile, objects: &Objects<'_>) -> PatchDesc {
 
 fn canonical(objects: &Objects<'_>, name: &str) -> String {
     objects.find(Some(name)).map_or_else(|_| name.to_owned(), |object| object.name().to_owned())
+}
+
+/// A function by its canonical name, so that patches that name it by different aliases are known to change the same one.
+/// As the file has it where there is no such function (yet).
+fn canonical_func(objects: &Objects<'_>, object: Option<&str>, func: &Func) -> FuncDesc {
+    let found = objects.function(object, &func.old_name, func.old_sympos);
+    let (old_name, old_sympos) =
+        found.map_or_else(|_| (func.old_name.clone(), func.old_sympos), |f| f.canonical);
+    FuncDesc { old_name, old_sympos }
 }
 
 /// Checks the build-ids that a patch asks for, of the objects that are loaded.
@@ -86,7 +96,7 @@ pub fn check_callbacks(desc: &PatchDesc) -> Result<()> {
 /// The sites of those of `funcs` that have none in `document` yet.
 ///
 /// # Errors
-/// Those of [`site::find`].
+/// Those of [`Finder::find`].
 pub fn new_sites(
     target: &Target,
     maps: &Maps,
@@ -94,15 +104,12 @@ pub fn new_sites(
     document: &Document,
     funcs: impl Iterator<Item = FuncId>,
 ) -> Result<Vec<Site>> {
-    let mut taken: Vec<_> = document.sites.iter().flat_map(|site| site.entry.written()).collect();
+    let mut finder = Finder::new(target.memory(), maps, objects, &document.sites);
     let mut sites: Vec<Site> = Vec::new();
     for func in funcs {
-        if document.site(&func).is_some() || sites.iter().any(|site| site.func == func) {
-            continue;
+        if document.site(&func).is_none() && !sites.iter().any(|site| site.func == func) {
+            sites.push(finder.find(&func)?);
         }
-        let site = site::find(target.memory(), maps, objects, &func, &taken)?;
-        taken.extend(site.entry.written());
-        sites.push(site);
     }
     Ok(sites)
 }

@@ -6,6 +6,7 @@
 
 use crate::batch::{Batch, Ground};
 use crate::document::Document;
+use crate::entry::Installed;
 use crate::objects::{Objects, Role};
 use crate::report::Report;
 use crate::session::{Session, objects_of};
@@ -43,8 +44,8 @@ impl Session {
     /// # Errors
     /// As [`Session::load`].
     pub fn enable(&mut self, name: &str, options: Options) -> Result<Report> {
-        self.require_patched()?;
         self.take_up(options)?;
+        self.require_patched()?;
         let event = Event::Enable { patch: name.to_owned(), ignore_order: options.ignore_order };
         self.attempt(|session| session.change(event, name), name, options)
     }
@@ -54,8 +55,8 @@ impl Session {
     /// # Errors
     /// As [`Session::load`].
     pub fn disable(&mut self, name: &str, options: Options) -> Result<Report> {
-        self.require_patched()?;
         self.take_up(options)?;
+        self.require_patched()?;
         let event = Event::Disable { patch: name.to_owned(), ignore_order: options.ignore_order };
         self.attempt(|session| session.change(event, name), name, options)
     }
@@ -65,8 +66,8 @@ impl Session {
     /// # Errors
     /// As [`Session::load`].
     pub fn unload(&mut self, name: &str, options: Options) -> Result<Report> {
-        self.require_patched()?;
         self.take_up(options)?;
+        self.require_patched()?;
         self.attempt(
             |session| {
                 session.step(Event::Unload { patch: name.to_owned() })?;
@@ -122,8 +123,19 @@ impl Session {
         Ok(patch.map(|patch| patch.name().to_owned()).unwrap_or_default())
     }
 
-    /// Finishes what an earlier run of the tool left.
+    /// Finishes what an earlier run of the tool left: a transition, and memory that nobody needs.
     fn take_up(&mut self, options: Options) -> Result<()> {
+        self.take_up_transition(options)?;
+        if self.has_left_overs()? {
+            // Whoever made them is not there to tell whether a thread was led into them.
+            self.was_entered = true;
+            self.sweep(Instant::now() + options.timeout)?;
+        }
+        self.was_entered = false;
+        Ok(())
+    }
+
+    fn take_up_transition(&mut self, options: Options) -> Result<()> {
         if self.document.state.transition().is_none() {
             return Ok(());
         }
@@ -194,6 +206,7 @@ impl Session {
         let target = Rc::clone(&self.target);
         sharing::check_not_shared(&target)?;
         let (maps, objects) = objects_of(&target)?;
+        self.check_undisturbed()?;
         let desc = plan::describe(patch, &objects);
         plan::check_build_ids(&desc, &objects)?;
         plan::check_callbacks(&desc)?;
@@ -219,6 +232,7 @@ impl Session {
         let target = Rc::clone(&self.target);
         sharing::check_not_shared(&target)?;
         let (maps, objects) = objects_of(&target)?;
+        self.check_undisturbed()?;
         self.note_objects(&objects)?;
         self.step(event)?;
         let mut batch = Batch::new(Ground::new(&target, maps.clone()));
@@ -233,6 +247,22 @@ impl Session {
         }
         self.document.images = images;
         Ok(batch)
+    }
+
+    /// Refuses to go on where the entry of a patched function is not what was written there.
+    fn check_undisturbed(&self) -> Result<()> {
+        for site in &self.document.sites {
+            let implementation = self.document.state.steady(&site.func);
+            let wanted = match self.document.landing(&site.func, implementation)? {
+                Some(landing) => Installed::Redirect(landing),
+                None => Installed::Original,
+            };
+            if site.entry.installed(|addr, buf| self.target.memory().read(addr, buf))? != wanted {
+                let function = site.func.to_string();
+                return Err(Error::Disturbed { function, at: site.entry.place() });
+            }
+        }
+        Ok(())
     }
 
     /// Tells the semantics which libraries are loaded now.

@@ -61,8 +61,7 @@ impl<'o, 't> Resolver<'o, 't> {
     }
 
     fn thread_local(&self, object: ObjectId, offset: u64) -> Result<Resolution> {
-        let _ = (object, offset);
-        Ok(Resolution::Refused("thread-local".to_owned()))
+        Ok(Resolution::TpOffset(self.objects.tp_offset(object, offset)?))
     }
 }
 

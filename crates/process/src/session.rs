@@ -25,6 +25,8 @@ use ugraft_core::{Effect, Event, Level};
 
 /// The longest that the search for a thread which can make mappings may take.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
+/// Pause between searches.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// One run of the tool at work on one target.
 #[derive(Debug)]
@@ -171,13 +173,22 @@ impl Session {
         self.on_some_thread(|target, maps, thread| mapping::unmap_in(target, maps, thread, ranges))
     }
 
-    /// Has some thread that can run system calls for us do so, while the others run on.
+    /// Has some thread that can run system calls for us do so, while the others run on. Waits for a thread that is still
+    /// busy with what a killed run of the tool had it do.
     fn on_some_thread(
         &mut self,
         work: impl FnOnce(&Target, &Maps, &mut StoppedThread) -> Result<()>,
     ) -> Result<()> {
-        let maps = self.target.maps()?;
-        let mut thread = remote::stop_suitable(&self.target, &maps, STOP_WITHIN)?;
+        let deadline = Instant::now() + STOP_WITHIN;
+        let (maps, mut thread) = loop {
+            let maps = self.target.maps()?;
+            match remote::stop_suitable(&self.target, &maps, STOP_WITHIN) {
+                Err(Error::CannotRun { .. } | Error::CannotStop { .. }) if Instant::now() < deadline => {
+                    std::thread::sleep(PAUSE);
+                }
+                thread => break (maps, thread?),
+            }
+        };
         let done = work(&self.target, &maps, &mut thread);
         self.let_go_one(thread)?;
         done

@@ -77,6 +77,12 @@ impl Session {
         if areas.is_empty() { Ok(()) } else { self.unmap(&areas) }
     }
 
+    /// Whether there is anything to give back.
+    pub(crate) fn has_left_overs(&self) -> Result<bool> {
+        let maps = self.target.maps()?;
+        Ok(!self.left_over(&maps).is_empty() || (self.area.is_some() && self.document.is_empty()))
+    }
+
     /// Mappings of ours that nobody needs: not named by the document, and not the state area.
     fn left_over(&self, maps: &Maps) -> Vec<Range<RemoteAddr>> {
         let area = self.area.as_ref().map(|area| area.range());
