@@ -136,7 +136,13 @@ pub(crate) fn blocked_text(blocked: &[Blocked]) -> String {
     let one = |b: &Blocked| {
         let function = b.function.as_ref().map(|f| format!(" {f}")).unwrap_or_default();
         let frame = b.frame.map(|f| format!(" (frame {f})")).unwrap_or_default();
-        format!("thread {} ({}):{function}{frame}: {}", b.tid, b.comm, b.reason)
+        format!(
+            "thread {} ({}):{function}{frame}: {}, for {:.1} s",
+            b.tid,
+            b.comm,
+            b.reason,
+            b.since.as_secs_f64()
+        )
     };
     blocked.iter().map(one).collect::<Vec<_>>().join("; ")
 }

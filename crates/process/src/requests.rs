@@ -87,9 +87,9 @@ impl Session {
     pub fn reverse(&mut self, options: Options) -> Result<Report> {
         self.require_patched()?;
         let name = self.in_transition()?;
-        self.resume()?;
+        let deadline = Instant::now() + options.timeout;
+        self.resume(deadline)?;
         if self.document.state.transition().is_some() {
-            let deadline = Instant::now() + options.timeout;
             self.turn_round(deadline)?;
             if let Standing::Pending(hindrances) = self.converge(deadline)? {
                 return Err(self.still_in_transition(&name, hindrances));
@@ -106,9 +106,10 @@ impl Session {
     pub fn force(&mut self, options: Options) -> Result<Report> {
         self.require_patched()?;
         let name = self.in_transition()?;
-        self.resume()?;
+        let deadline = Instant::now() + options.timeout;
+        self.resume(deadline)?;
         if self.document.state.transition().is_some() {
-            self.force_through(Instant::now() + options.timeout)?;
+            self.force_through(deadline)?;
         }
         self.was_entered = true;
         // Who was forced may stay in old code for long: no waiting for that.
@@ -141,9 +142,10 @@ impl Session {
         }
         let name = self.in_transition()?;
         self.notes.push(format!("an earlier run left patch '{name}' in transition; it was taken up first"));
-        self.resume()?;
+        let deadline = Instant::now() + options.timeout;
+        self.resume(deadline)?;
         if self.document.state.transition().is_some()
-            && let Standing::Pending(hindrances) = self.converge(Instant::now() + options.timeout)?
+            && let Standing::Pending(hindrances) = self.converge(deadline)?
         {
             return Err(self.still_in_transition(&name, hindrances));
         }
@@ -196,6 +198,12 @@ impl Session {
         self.turn_round(deadline)?;
         match self.converge(deadline)? {
             Standing::Complete | Standing::NotBegun(_) => {
+                if before.state.patch_named(name).is_none() {
+                    // A load that did not come through leaves no patch behind.
+                    self.step(Event::Unload { patch: name.to_owned() })?;
+                    self.forget_what_is_gone();
+                    self.commit()?;
+                }
                 Err(Error::TimedOut { patch: name.to_owned(), blocked })
             }
             Standing::Pending(hindrances) => Err(self.still_in_transition(name, hindrances)),

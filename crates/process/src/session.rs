@@ -173,25 +173,27 @@ impl Session {
         self.on_some_thread(|target, maps, thread| mapping::unmap_in(target, maps, thread, ranges))
     }
 
-    /// Has some thread that can run system calls for us do so, while the others run on. Waits for a thread that is still
-    /// busy with what a killed run of the tool had it do.
+    /// Has some thread that can run system calls for us do so, while the others run on. Tries again for a while where none
+    /// can at the moment; one may still be busy with what a killed run of the tool had it do.
     fn on_some_thread(
         &mut self,
-        work: impl FnOnce(&Target, &Maps, &mut StoppedThread) -> Result<()>,
+        work: impl Fn(&Target, &Maps, &mut StoppedThread) -> Result<()>,
     ) -> Result<()> {
         let deadline = Instant::now() + STOP_WITHIN;
-        let (maps, mut thread) = loop {
+        loop {
             let maps = self.target.maps()?;
-            match remote::stop_suitable(&self.target, &maps, STOP_WITHIN) {
+            let done = remote::stop_suitable(&self.target, &maps, STOP_WITHIN).and_then(|mut thread| {
+                let done = work(&self.target, &maps, &mut thread);
+                self.let_go_one(thread)?;
+                done
+            });
+            match done {
                 Err(Error::CannotRun { .. } | Error::CannotStop { .. }) if Instant::now() < deadline => {
                     std::thread::sleep(PAUSE);
                 }
-                thread => break (maps, thread?),
+                done => return done,
             }
-        };
-        let done = work(&self.target, &maps, &mut thread);
-        self.let_go_one(thread)?;
-        done
+        }
     }
 }
 

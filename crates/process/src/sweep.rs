@@ -4,6 +4,7 @@
 //! not named yet. Nothing leads to them any more, so a thread once seen without an address of theirs on its stacks
 //! stays so. When nothing is left to know about the target, the state area itself goes with the last of them.
 
+use crate::cave;
 use crate::look::{Looker, mapping_watch};
 use crate::maps::{Mapping, Maps};
 use crate::session::Session;
@@ -63,6 +64,8 @@ impl Session {
                 break;
             }
         }
+        // With everything stopped is the time to take off what a killed tool left in the text.
+        cave::clear_leftover(&self.target, &stopped)?;
         self.let_go(stopped)?;
         Ok(nobody)
     }

@@ -369,7 +369,7 @@ impl Session {
 
     /// Takes up what an earlier run of the tool left: cancels a transition that had not begun, and reads who is pending
     /// in one that had. Whether one runs after that is for the caller to see.
-    pub(crate) fn resume(&mut self) -> Result<()> {
+    pub(crate) fn resume(&mut self, deadline: Instant) -> Result<()> {
         let Some(transition) = self.document.state.transition() else {
             return Ok(());
         };
@@ -378,9 +378,13 @@ impl Session {
         if phase == Phase::Initializing && !begun {
             return self.cancel();
         }
+        // Once the last thread is known to have switched, the state knows of no changes any more.
+        let changes = self.document.state.changes();
         let pending = self.listed()?;
         let reversed = self.word()? & WORD_SWAPPED != 0;
-        self.step(Event::Resumed { pending, reversed })
+        self.was_entered = true;
+        self.step(Event::Resumed { pending, reversed })?;
+        if self.document.state.transition().is_none() { self.finish(&changes, deadline) } else { Ok(()) }
     }
 
     /// Takes back a transition that has not begun: entries that lead to stubs, which still mean source, lead to the
