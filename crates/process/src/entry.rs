@@ -17,7 +17,7 @@
 //! which is the thunk of this very function; and the stub keeps all registers, flags and the red zone for it.
 
 use crate::RemoteAddr;
-use crate::function::{self, Function, Intruder};
+use crate::function::{self, Branches, Function, Intruder};
 use crate::trampoline;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
 use serde::{Deserialize, Serialize};
@@ -223,32 +223,44 @@ impl Entry {
     /// # Errors
     /// The reason why there is none; nothing has been touched.
     pub fn analyze(f: &Function<'_>) -> Result<Self, EntryRefusal> {
+        Self::analyze_with(f, None)
+    }
+
+    /// The same with the branches of the function's text already at hand, for many functions of one object.
+    ///
+    /// # Errors
+    /// As [`Entry::analyze`].
+    pub fn analyze_with(f: &Function<'_>, branches: Option<&Branches>) -> Result<Self, EntryRefusal> {
         if f.size == 0 {
             return Err(EntryRefusal::NoSize(f.start));
         }
         let body = f.text.get(f.start..f.end()).ok_or(EntryRefusal::OutsideText(f.start))?;
         let place = if body.starts_with(&ENDBR64) { f.start.offset(ENDBR64.len() as i64) } else { f.start };
-        let entry = match Self::direct(f, place) {
+        let entry = match Self::direct(f, place, branches) {
             Ok(entry) => entry,
-            Err(refusal) => Self::springboard(f, place).ok_or(refusal)?,
+            Err(refusal) => Self::springboard(f, place, branches).ok_or(refusal)?,
         };
         entry.check_foreign(f)?;
         Ok(entry)
     }
 
-    fn direct(f: &Function<'_>, place: RemoteAddr) -> Result<Self, EntryRefusal> {
-        let entry = Self::overwriting(f, place, trampoline::NEAR_LEN)?;
+    fn direct(
+        f: &Function<'_>,
+        place: RemoteAddr,
+        branches: Option<&Branches>,
+    ) -> Result<Self, EntryRefusal> {
+        let entry = Self::overwriting(f, place, trampoline::NEAR_LEN, branches)?;
         if straddles(place, trampoline::NEAR_LEN) {
             return Err(EntryRefusal::StraddlesPage { place });
         }
         Ok(entry)
     }
 
-    fn springboard(f: &Function<'_>, place: RemoteAddr) -> Option<Self> {
+    fn springboard(f: &Function<'_>, place: RemoteAddr, branches: Option<&Branches>) -> Option<Self> {
         if straddles(place, SHORT_LEN) {
             return None;
         }
-        let mut entry = Self::overwriting(f, place, SHORT_LEN).ok()?;
+        let mut entry = Self::overwriting(f, place, SHORT_LEN, branches).ok()?;
         let base = place.offset(SHORT_LEN as i64);
         let reach = base.offset(i8::MIN.into())..base.offset(i64::from(i8::MAX) + 1);
         let len = trampoline::NEAR_LEN as i64;
@@ -271,7 +283,12 @@ impl Entry {
     }
 
     /// The entry when `len` bytes are overwritten at `place`.
-    fn overwriting(f: &Function<'_>, place: RemoteAddr, len: usize) -> Result<Self, EntryRefusal> {
+    fn overwriting(
+        f: &Function<'_>,
+        place: RemoteAddr,
+        len: usize,
+        branches: Option<&Branches>,
+    ) -> Result<Self, EntryRefusal> {
         let written = place..place.offset(len as i64);
         let room = Self::room(f, place, len)?;
         let bytes = f.text.get(place..place.offset(room as i64)).ok_or(EntryRefusal::OutsideText(f.start))?;
@@ -299,7 +316,7 @@ impl Entry {
         let displaced = decoder.position();
         let moved = place..place.offset(displaced as i64);
 
-        for intruder in function::intruders(f, place.offset(1)..written.end) {
+        for intruder in function::intruders(f, place.offset(1)..written.end, branches) {
             let (from, to) = intruder.ends();
             return Err(match intruder {
                 // Moves along, to the same instruction's new place.

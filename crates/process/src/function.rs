@@ -6,7 +6,7 @@
 //! How branches are found:
 //! - Those with a 32-bit displacement (`call`, `jmp`, `jcc`, `xbegin`) and `lea` of an address are looked for at *every* byte
 //!   offset of the text at hand, decoded or not, so that neither data among the code nor a function without a symbol
-//!   hides one. Four bytes that merely look like one occur by chance once in some 10^10 bytes.
+//!   hides one. What merely looks like one, being the middle of an instruction, is told by decoding up to it from many places.
 //! - Those with an 8-bit displacement reach 128 bytes. There the code is decoded: from the function's start onwards, and from
 //!   some way before it up to its start (x86 code read from a wrong offset falls into step within a few
 //!   instructions). Where decoding fails, every offset is looked at as above.
@@ -120,13 +120,50 @@ impl Intruder {
     }
 }
 
-/// All intruders into `hot` that can be found, in no particular order.
-pub(crate) fn intruders(f: &Function<'_>, hot: Range<RemoteAddr>) -> Vec<Intruder> {
+/// The branches and taken addresses with a 32-bit displacement of a whole text, sorted by destination: made once, it
+/// answers for every function. Worth while from some ten functions of an object on; for fewer, looking through the text for
+/// each is faster.
+#[derive(Clone, Debug)]
+pub struct Branches {
+    text: Range<RemoteAddr>,
+    sorted: Vec<Intruder>,
+}
+
+impl Branches {
+    /// Reads all of `text`: some milliseconds for 1 MiB.
+    #[must_use]
+    pub fn of(text: Text<'_>) -> Self {
+        let range = text.range();
+        let mut sorted: Vec<_> = (1..text.bytes.len())
+            .filter_map(|i| long_branch(text, i))
+            .filter(|b| range.contains(&b.ends().1))
+            .collect();
+        sorted.sort_unstable_by_key(|branch| branch.ends().1);
+        Self { text: range, sorted }
+    }
+
+    fn into(&self, hot: &Range<RemoteAddr>) -> &[Intruder] {
+        let first = self.sorted.partition_point(|branch| branch.ends().1 < hot.start);
+        let end = self.sorted.partition_point(|branch| branch.ends().1 < hot.end);
+        &self.sorted[first..end]
+    }
+}
+
+/// All intruders into `hot` that can be found, in no particular order. `branches` serves if it is of the function's text.
+pub(crate) fn intruders(
+    f: &Function<'_>,
+    hot: Range<RemoteAddr>,
+    branches: Option<&Branches>,
+) -> Vec<Intruder> {
     if hot.start >= hot.end {
         return Vec::new();
     }
     let mut found = Vec::new();
-    long_branches(f.text, &hot, &mut found);
+    match branches.filter(|branches| branches.text == f.text.range()) {
+        Some(branches) => found.extend(branches.into(&hot)),
+        None => long_branches(f.text, &hot, &mut found),
+    }
+    found.retain(|intruder| is_instruction(f.text, *intruder));
     let before = f.text.clip(hot.start.offset(-SHORT_REACH - SYNC)..f.start);
     let after = f.text.clip(f.start..hot.end.offset(SHORT_REACH + MAX_INSTRUCTION as i64));
     short_branches(before, &hot, &mut found);
@@ -135,30 +172,76 @@ pub(crate) fn intruders(f: &Function<'_>, hot: Range<RemoteAddr>) -> Vec<Intrude
     found
 }
 
+/// What the four bytes at offset `i` of the text are the displacement of, if the bytes before them make them one.
+fn long_branch(text: Text<'_>, i: usize) -> Option<Intruder> {
+    let last = text.bytes[i - 1];
+    let before = if i >= 2 { text.bytes[i - 2] } else { 0 };
+    let at = |back: i64| text.addr.offset(i as i64 - back);
+    // In the order of frequency, as this runs for every byte.
+    let (from, branch) = match (before, last) {
+        (_, 0xe8 | 0xe9) => (at(1), true),
+        (0x0f, 0x80..=0x8f) | (0xc7, 0xf8) => (at(2), true),
+        (0x8d, modrm) if modrm & 0xc7 == 0x05 => (at(2), false),
+        _ => return None,
+    };
+    let rel = i32::from_le_bytes(text.bytes.get(i..i + 4)?.try_into().ok()?);
+    let to = at(-4).offset(rel.into());
+    Some(if branch { Intruder::Branch { from, to } } else { Intruder::Address { from, to } })
+}
+
 /// Branches with a 32-bit displacement, and `lea` relative to the instruction pointer, at every offset.
 fn long_branches(text: Text<'_>, hot: &Range<RemoteAddr>, found: &mut Vec<Intruder>) {
-    let width = hot.end.distance_from(hot.start) as u32;
-    // Displacement at offset i leads to base + i + 4 + rel: modulo 2^32 that is enough to sort out nearly all.
-    let wanted = (hot.start.0 as u32).wrapping_sub(text.addr.0 as u32).wrapping_sub(4);
-    for (i, window) in text.bytes.windows(4).enumerate() {
-        let rel = u32::from_le_bytes([window[0], window[1], window[2], window[3]]);
-        if rel.wrapping_add(i as u32).wrapping_sub(wanted) >= width {
-            continue;
-        }
-        let to = text.addr.offset(i as i64 + 4 + i64::from(rel as i32));
-        if !hot.contains(&to) || i < 1 {
-            continue;
-        }
-        let before = if i >= 2 { text.bytes[i - 2] } else { 0 };
-        let last = text.bytes[i - 1];
-        let at = |back: i64| text.addr.offset(i as i64 - back);
-        match (before, last) {
-            (_, 0xe8 | 0xe9) => found.push(Intruder::Branch { from: at(1), to }),
-            (0x0f, 0x80..=0x8f) | (0xc7, 0xf8) => found.push(Intruder::Branch { from: at(2), to }),
-            (0x8d, modrm) if modrm & 0xc7 == 0x05 => found.push(Intruder::Address { from: at(2), to }),
-            _ => {}
+    /// Offsets that are looked at together; a multiple of four.
+    const BLOCK: usize = 1024;
+    for block in (0..text.bytes.len()).step_by(BLOCK) {
+        let bytes = &text.bytes[block..text.bytes.len().min(block + BLOCK + 3)];
+        if may_lead_into(bytes, text.addr.offset(block as i64), hot) {
+            let offsets = block.max(1)..text.bytes.len().min(block + BLOCK);
+            let branches = offsets.filter_map(|i| long_branch(text, i));
+            found.extend(branches.filter(|branch| hot.contains(&branch.ends().1)));
         }
     }
+}
+
+/// Whether any four of `bytes`, taken for a displacement that an instruction ends with, lead into `hot` modulo 2^32. Written so that
+/// the compiler makes vector code of it: a text of megabytes is looked through while the command waits.
+fn may_lead_into(bytes: &[u8], addr: RemoteAddr, hot: &Range<RemoteAddr>) -> bool {
+    let width = hot.end.distance_from(hot.start) as u32;
+    let mut hit = false;
+    for phase in 0..bytes.len().min(4) {
+        let mut next = (addr.0 as u32).wrapping_add(phase as u32 + 4).wrapping_sub(hot.start.0 as u32);
+        for chunk in bytes[phase..].chunks_exact(4) {
+            let rel = u32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);
+            hit |= rel.wrapping_add(next) < width;
+            next = next.wrapping_add(4);
+        }
+    }
+    hit
+}
+
+/// Whether what looks like a branch may be one: some decoding that begins a little before comes to an instruction that leads, or
+/// refers, to where it does. Wherever decoding begins, it falls into step soon, so what none of many comes to is the middle
+/// of something else.
+fn is_instruction(text: Text<'_>, intruder: Intruder) -> bool {
+    let (at, to) = intruder.ends();
+    let mut instruction = Instruction::default();
+    (0..=MAX_INSTRUCTION as i64).any(|k| {
+        let from = at.offset(k - 2 * SYNC).max(text.addr);
+        let Some(bytes) = text.tail(from) else { return true };
+        let mut decoder = Decoder::with_ip(64, bytes, from.0, DecoderOptions::NONE);
+        // Prefixes may lie before `at`, so the instruction begins at or before it and ends behind it.
+        while decoder.can_decode() && decoder.ip() <= at.0 {
+            let position = decoder.position();
+            decoder.decode_out(&mut instruction);
+            if instruction.is_invalid() {
+                let _ = decoder.set_position(position + 1);
+                decoder.set_ip(from.offset(position as i64 + 1).0);
+            }
+        }
+        !instruction.is_invalid()
+            && (is_near_branch(&instruction) && instruction.near_branch_target() == to.0
+                || instruction.is_ip_rel_memory_operand() && instruction.ip_rel_memory_address() == to.0)
+    })
 }
 
 /// Branches with an 8-bit displacement, by decoding `text` from its start.

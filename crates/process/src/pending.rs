@@ -246,3 +246,98 @@ impl PendingTable {
         i
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn capacity_is_a_power_of_two_with_room() {
+        for (threads, slots) in [(0, 1024), (256, 1024), (257, 2048), (1000, 4096), (262_144, 1 << 20)] {
+            assert_eq!(Capacity::for_threads(threads).unwrap().slots(), slots);
+        }
+        assert_eq!(
+            Capacity::for_threads(262_145),
+            Err(PendingError::TooManyThreads { threads: 262_145, capacity: MAX_CAPACITY })
+        );
+        assert_eq!(Capacity::from_slots(2), None);
+        assert_eq!(Capacity::from_slots(48), None);
+        assert_eq!(Capacity::from_slots(MAX_CAPACITY * 2), None);
+    }
+
+    #[test]
+    fn layout_is_what_stubs_read() {
+        let capacity = Capacity::from_slots(4).unwrap();
+        let table = PendingTable::build([0x7f12_3456_7740], capacity).unwrap();
+        let home = capacity.home(0x7f12_3456_7740);
+        let mut expected = [0; 64];
+        expected[home * 16..][..8].copy_from_slice(&0x7f12_3456_7740u64.to_le_bytes());
+        expected[home * 16 + 8] = 1;
+        assert_eq!(table.as_bytes(), expected);
+        assert_eq!(table.strike_offset(0x7f12_3456_7740), Some(home * 16 + 8));
+        assert_eq!(table.strike_offset(0x7f12_3456_7741), None);
+    }
+
+    #[test]
+    fn threads_without_thread_pointer_share_a_slot() {
+        let mut table = PendingTable::build([0, 0, 4096], Capacity::from_slots(8).unwrap()).unwrap();
+        assert!(table.is_pending(0));
+        assert_eq!(table.pending().collect::<BTreeSet<_>>(), BTreeSet::from([NO_TLS_KEY, 4096]));
+        table.strike(0);
+        assert!(!table.is_pending(0) && table.is_pending(4096));
+    }
+
+    #[test]
+    fn is_never_full() {
+        let capacity = Capacity::from_slots(8).unwrap();
+        assert!(PendingTable::build(1..=6, capacity).is_ok());
+        let refusal = PendingTable::build(1..=7, capacity);
+        assert_eq!(refusal, Err(PendingError::TooManyThreads { threads: 7, capacity: 8 }));
+    }
+
+    #[test]
+    fn refuses_bytes_that_are_no_table() {
+        let table = PendingTable::build([0x1000, 0x2000], Capacity::from_slots(4).unwrap()).unwrap();
+        let good = table.as_bytes();
+        let at = table.strike_offset(0x1000).unwrap() - PENDING_OFFSET;
+        let damaged = |i: usize, byte: u8| {
+            let mut bytes = good.to_vec();
+            bytes[i] = byte;
+            PendingTable::parse(&bytes)
+        };
+        assert_eq!(PendingTable::parse(good).as_ref(), Ok(&table));
+        assert!(matches!(damaged(at + 8, 2), Err(PendingError::Damaged(_))));
+        assert!(matches!(damaged(at + 7, 0x80), Err(PendingError::Damaged(_))));
+        assert!(matches!(PendingTable::parse(&good[1..]), Err(PendingError::Damaged(_))));
+        assert!(matches!(PendingTable::parse(&good[16..]), Err(PendingError::Damaged(_))));
+        assert!(matches!(PendingTable::parse(&[]), Err(PendingError::Damaged(_))));
+        assert!(matches!(PendingTable::parse(&[1; 64]), Err(PendingError::Damaged(_))));
+    }
+
+    proptest! {
+        #[test]
+        fn renewing_moves_no_key(
+            first in prop::collection::vec(0u64..64, 0..20),
+            second in prop::collection::vec(0u64..64, 0..20),
+        ) {
+            let capacity = Capacity::from_slots(64).unwrap();
+            let table = PendingTable::build(first.iter().map(|k| k << 12), capacity).unwrap();
+            let places: Vec<_> = first.iter().map(|k| table.strike_offset(k << 12)).collect();
+            let renewed = table.renewed(second.iter().map(|k| k << 12)).unwrap();
+            for (key, place) in first.iter().zip(places) {
+                prop_assert_eq!(renewed.strike_offset(key << 12), place);
+            }
+            for key in 0..64 {
+                prop_assert_eq!(renewed.is_pending(key << 12), second.contains(&key));
+            }
+            let read_back = PendingTable::parse(renewed.as_bytes()).unwrap();
+            prop_assert_eq!(&read_back, &renewed);
+            // A copy that lies at an odd address is read all the same.
+            let mut odd = vec![0];
+            odd.extend(renewed.as_bytes());
+            prop_assert_eq!(PendingTable::parse(&odd[1..]).unwrap(), renewed);
+        }
+    }
+}

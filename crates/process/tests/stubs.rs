@@ -4,11 +4,17 @@
 mod exec;
 
 use exec::{Code, Random, end1_addr, end2_addr, fs_base, run};
+use iced_x86::{Decoder, DecoderOptions, Mnemonic};
+use std::arch::naked_asm;
 use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::collections::HashSet;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::Instant;
 use ugraft_process::RemoteAddr;
-use ugraft_process::pending::{Capacity, PENDING_OFFSET, PendingTable, SLOT_SIZE};
+use ugraft_process::pending::{Capacity, HASH_MULTIPLIER, PendingTable, key_of};
 use ugraft_process::stub::{MAX_LEN, Stub, WORD_BEGUN, WORD_SWAPPED, WORD_TABLE};
+use ugraft_process::trampoline;
 
 /// The part of the state area that stubs read, in our own memory.
 struct Area {
@@ -16,7 +22,7 @@ struct Area {
     tables: [UnsafeCell<Box<[u8]>>; 2],
 }
 
-// SAFETY: Tables change only while no other thread runs a stub, or by single bytes as strikes do.
+// SAFETY: Tables change as a whole only while no other thread runs a stub; else by single bytes, atomically.
 unsafe impl Sync for Area {}
 
 impl Area {
@@ -35,6 +41,13 @@ impl Area {
         unsafe { (*self.tables[i].get()).copy_from_slice(table.as_bytes()) };
     }
 
+    /// The one byte that strikes a thread.
+    fn strike(&self, i: usize, offset: usize) {
+        // SAFETY: Within the table; stubs read the byte with one load.
+        unsafe { AtomicU8::from_ptr((*self.tables[i].get()).as_mut_ptr().add(offset)) }
+            .store(0, Ordering::Release);
+    }
+
     fn stub(&self, capacity: Capacity) -> Stub {
         Stub {
             word: RemoteAddr(self.word.as_ptr() as u64),
@@ -46,23 +59,29 @@ impl Area {
     }
 }
 
-/// The contract, in one line.
+/// The contract, in one line: which end, by the word and by whether each of the tables has the thread pending.
 fn model(word: u8, pending: [bool; 2]) -> u64 {
     let pending = pending[usize::from(word & WORD_TABLE != 0)];
     let swapped = word & WORD_SWAPPED != 0;
     if word & WORD_BEGUN != 0 && pending == swapped { 2 } else { 1 }
 }
 
-/// The stub near its ends, and far from them.
+/// The stub, alone in a mapping near `hint`.
+fn place(stub: &Stub, hint: u64) -> Code {
+    let mut code = Code::new(hint, 4096);
+    let bytes = stub.emit(code.addr());
+    assert!(bytes.len() <= MAX_LEN);
+    code.write(0, &bytes);
+    code.protect(true);
+    code
+}
+
+/// Near its ends, so that it ends in direct jumps, and far from them.
 fn both_places(stub: &Stub) -> [Code; 2] {
-    [end1_addr().0 & !0xfff, 0x1_0000_0000].map(|hint| {
-        let mut code = Code::new(hint, 4096);
-        let bytes = stub.emit(code.addr());
-        assert!(bytes.len() <= MAX_LEN);
-        code.write(0, &bytes);
-        code.protect(true);
-        code
-    })
+    let codes = [place(stub, (end1_addr().0 - (64 << 20)) & !0xfff), place(stub, 0x1_0000_0000)];
+    assert!(trampoline::near(codes[0].addr(), end1_addr()).is_some());
+    assert!(trampoline::near(codes[1].addr(), end1_addr()).is_none());
+    codes
 }
 
 #[test]
@@ -95,5 +114,212 @@ fn keeps_everything_and_picks_the_side() {
             }
         }
     }
-    const { assert!(SLOT_SIZE == 16 && PENDING_OFFSET == 8) };
+}
+
+#[test]
+fn random_tables_against_a_set() {
+    /// Per capacity. The debug build takes its time for each.
+    const TABLES: u64 = if cfg!(debug_assertions) { 25_000 } else { 250_000 };
+    let mut random = Random(7);
+    for capacity in [4, 8, 16, 64].map(|slots| Capacity::from_slots(slots).unwrap()) {
+        let area = Area::new(capacity);
+        let code = place(&area.stub(capacity), 0x1_0000_0000);
+        // User addresses and the thread without a thread pointer, in the order of their hashes: neighbours collide.
+        let mut pool: Vec<u64> = (0..256).map(|_| random.next() >> 17).chain([0, 2, 4096]).collect();
+        pool.sort_unstable_by_key(|key| key_of(*key).wrapping_mul(HASH_MULTIPLIER));
+        for round in 0..TABLES {
+            let near = random.next() as usize;
+            let mut key = || pool[(near % pool.len() + random.below(9) as usize) % pool.len()];
+            let keys: Vec<u64> = (0..capacity.max_keys().min(7)).map(|_| key()).collect();
+            let fs_base = key();
+            let mut table = PendingTable::build(keys.iter().copied(), capacity).unwrap();
+            let mut pending: HashSet<u64> = keys.iter().map(|key| key_of(*key)).collect();
+            for key in &keys {
+                if random.below(3) == 0 {
+                    table.strike(*key);
+                    pending.remove(&key_of(*key));
+                }
+            }
+            let second = round & 1 != 0;
+            area.set_table(second.into(), &table);
+            let mut word = random.below(8) as u8 | WORD_BEGUN;
+            word = word & !WORD_TABLE | if second { WORD_TABLE } else { 0 };
+            area.word.store(word, Ordering::Relaxed);
+            let mut cpu = exec::Cpu::new([round; 15], 0, [0; 16], [0; 16]);
+            cpu.fs_base = fs_base;
+            let is_pending = pending.contains(&key_of(fs_base));
+            assert_eq!(table.is_pending(fs_base), is_pending);
+            let end = run(code.addr(), &cpu).end;
+            assert_eq!(end, model(word, [is_pending; 2]), "round {round} {keys:x?} {fs_base:#x}");
+        }
+    }
+}
+
+/// A transition as a whole, over and over, with threads that keep calling: each is at the source until it is struck and at the
+/// goal from then on; a reverse changes nobody's side but by strikes.
+#[test]
+fn threads_change_sides_only_when_struck() {
+    const THREADS: usize = 6;
+    let capacity = Capacity::for_threads(THREADS).unwrap();
+    let area = Area::new(capacity);
+    let code = place(&area.stub(capacity), (end1_addr().0 - (64 << 20)) & !0xfff);
+    let bases: Vec<AtomicU64> = (0..THREADS).map(|_| AtomicU64::new(0)).collect();
+    // At which end each thread may be, as bits (1, 2 or both), by what it reads before and after a call.
+    let allowed: Vec<AtomicU64> = (0..THREADS).map(|_| AtomicU64::new(1)).collect();
+    let calls: Vec<AtomicU64> = (0..THREADS).map(|_| AtomicU64::new(0)).collect();
+    let stop = AtomicBool::new(false);
+    let ready = Barrier::new(THREADS + 1);
+    std::thread::scope(|scope| {
+        for i in 0..THREADS {
+            let (code, bases, allowed, calls, stop, ready) = (&code, &bases, &allowed, &calls, &stop, &ready);
+            scope.spawn(move || {
+                bases[i].store(fs_base(), Ordering::SeqCst);
+                ready.wait();
+                let mut random = Random(i as u64 + 1);
+                while !stop.load(Ordering::SeqCst) {
+                    let before = allowed[i].load(Ordering::SeqCst);
+                    let cpu = random.cpu();
+                    let after = run(code.addr(), &cpu);
+                    let then = allowed[i].load(Ordering::SeqCst);
+                    // On failure the scope must still end.
+                    if after != cpu.at_end(after.end) || after.end & (before | then) == 0 {
+                        stop.store(true, Ordering::SeqCst);
+                        panic!("thread {i} at end {}, allowed {before} to {then}", after.end);
+                    }
+                    calls[i].fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        ready.wait();
+        // Some calls of every thread, all of them begun after now.
+        let settle = || {
+            let seen: Vec<u64> = calls.iter().map(|c| c.load(Ordering::SeqCst)).collect();
+            while !stop.load(Ordering::SeqCst)
+                && calls.iter().zip(&seen).any(|(now, seen)| now.load(Ordering::SeqCst) < seen + 2)
+            {
+                std::thread::yield_now();
+            }
+        };
+        let all: Vec<u64> = bases.iter().map(|b| b.load(Ordering::SeqCst)).collect();
+        let mut random = Random(3);
+        for _ in 0..50 {
+            // Everybody is at the source. Begin.
+            let mut table = PendingTable::build(all.iter().copied(), capacity).unwrap();
+            area.set_table(0, &table);
+            area.word.store(WORD_BEGUN, Ordering::SeqCst);
+            settle();
+            let mut at_goal = Vec::new();
+            for (i, base) in all.iter().enumerate() {
+                if random.below(2) == 0 {
+                    let offset = table.strike(*base).unwrap();
+                    allowed[i].store(3, Ordering::SeqCst);
+                    area.strike(0, offset);
+                    settle();
+                    allowed[i].store(2, Ordering::SeqCst);
+                    at_goal.push(i);
+                }
+            }
+            settle();
+            // Reverse: who is at the goal is pending now.
+            let mut back = PendingTable::build(at_goal.iter().map(|i| all[*i]), capacity).unwrap();
+            area.set_table(1, &back);
+            area.word.store(WORD_BEGUN | WORD_TABLE | WORD_SWAPPED, Ordering::SeqCst);
+            settle();
+            for i in at_goal {
+                let offset = back.strike(all[i]).unwrap();
+                allowed[i].store(3, Ordering::SeqCst);
+                area.strike(1, offset);
+                settle();
+                allowed[i].store(1, Ordering::SeqCst);
+            }
+            settle();
+            area.word.store(0, Ordering::SeqCst);
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
+    assert!(calls.iter().all(|c| c.load(Ordering::SeqCst) > 100));
+}
+
+/// The code as a disassembler sees it: nothing but the instructions that the head of the module allows.
+#[test]
+fn disassembles_to_what_is_documented() {
+    let stub = Stub {
+        word: RemoteAddr(0x1111_2222_3333_4444),
+        tables: [RemoteAddr(0x2222_3333_4444_5550), RemoteAddr(0x3333_4444_5555_6660)],
+        capacity: Capacity::for_threads(1000).unwrap(),
+        source: RemoteAddr(0x7000_0000),
+        goal: RemoteAddr(0x7fff_0000_0000),
+    };
+    let code = stub.emit(RemoteAddr(0x40_0000));
+    let instructions: Vec<_> =
+        Decoder::with_ip(64, &code, 0x40_0000, DecoderOptions::NONE).into_iter().collect();
+    let mnemonics: Vec<Mnemonic> = instructions.iter().map(|i| i.mnemonic()).collect();
+    for forbidden in [Mnemonic::Ret, Mnemonic::Call, Mnemonic::Pushfq, Mnemonic::Popfq] {
+        assert!(!mnemonics.contains(&forbidden), "{forbidden:?}");
+    }
+    let jumps: Vec<u64> =
+        instructions.iter().filter(|i| i.mnemonic() == Mnemonic::Jmp).map(|i| i.near_branch64()).collect();
+    assert_eq!(jumps.last(), Some(&stub.source.0));
+    assert!(code.windows(8).any(|w| w == stub.goal.0.to_le_bytes()));
+    assert_eq!(mnemonics.iter().filter(|m| **m == Mnemonic::Push).count(), 5);
+    assert_eq!(mnemonics.iter().filter(|m| **m == Mnemonic::Rdfsbase).count(), 1);
+}
+
+/// Calls `target`, a function without arguments, `n` times.
+#[unsafe(naked)]
+extern "C" fn call_repeatedly(_target: u64, _n: u64) {
+    naked_asm!(
+        "push rbx; push r12; mov rbx, rsi; mov r12, rdi",
+        "2: call r12; dec rbx; jnz 2b",
+        "pop r12; pop rbx; ret"
+    )
+}
+
+#[unsafe(naked)]
+extern "C" fn bare() {
+    naked_asm!("ret")
+}
+
+/// Nanoseconds per call through a bare jump and through a stub: `cargo test --test stubs -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures; asserts nothing"]
+fn cost() {
+    const CALLS: u64 = 20_000;
+    // The shortest of many short batches: what it costs when nothing interferes.
+    let measure = |target: RemoteAddr| {
+        (0..3000)
+            .map(|_| {
+                let begin = Instant::now();
+                call_repeatedly(target.0, CALLS);
+                begin.elapsed().as_secs_f64() * 1e9 / CALLS as f64
+            })
+            .fold(f64::INFINITY, f64::min)
+    };
+    let bare_addr = RemoteAddr(bare as *const () as u64);
+    let mut jump = Code::new((bare_addr.0 - (64 << 20)) & !0xfff, 4096);
+    jump.write(0, &trampoline::near(jump.addr(), bare_addr).unwrap());
+    jump.write(64, &trampoline::far(bare_addr));
+    jump.protect(true);
+    println!("call {:.2}", measure(bare_addr));
+    println!("jmp rel32 {:.2}", measure(jump.addr()));
+    println!("jmp [rip] {:.2}", measure(jump.at(64)));
+    for threads in [1, 8, 64, 1000] {
+        let capacity = Capacity::for_threads(threads).unwrap();
+        let area = Area::new(capacity);
+        let mut stub = area.stub(capacity);
+        stub.source = bare_addr;
+        stub.goal = bare_addr;
+        let code = place(&stub, (bare_addr.0 - (32 << 20)) & !0xfff);
+        let others = (1..threads as u64).map(|i| fs_base() - i * 0x80_1000);
+        let mut table = PendingTable::build(others.chain([fs_base()]), capacity).unwrap();
+        area.set_table(0, &table);
+        area.word.store(0, Ordering::SeqCst);
+        let before = measure(code.addr());
+        area.word.store(WORD_BEGUN, Ordering::SeqCst);
+        let pending = measure(code.addr());
+        table.strike(fs_base());
+        area.set_table(0, &table);
+        let struck = measure(code.addr());
+        println!("stub, {threads} threads: not begun {before:.2}, pending {pending:.2}, struck {struck:.2}");
+    }
 }

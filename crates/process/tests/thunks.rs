@@ -189,34 +189,49 @@ fn entries_by_hand() {
     });
 }
 
+/// Builds `name` and lets [`compare`] run its functions `f_...`.
+fn build_and_compare(compiler: &str, args: &[&str], name: &str) -> BTreeMap<String, usize> {
+    let mut all = vec!["-Wl,-z,now"];
+    all.extend(args);
+    let library = Library::build(compiler, &all, &[&source(name), &source("outside.S")], "outside");
+    compare(&library, &format!("{name}, {compiler} {args:?}"), |f| f.starts_with("f_") && !f.contains('.'))
+}
+
 #[test]
 fn functions_from_compilers() {
-    let mut total: BTreeMap<String, usize> = BTreeMap::new();
+    const LEVELS: [&str; 5] = ["-O0", "-O1", "-O2", "-O3", "-Os"];
+    let mut builds: Vec<(&str, Vec<&str>)> = Vec::new();
     for compiler in ["gcc", "clang"] {
-        for level in ["-O0", "-O1", "-O2", "-O3", "-Os"] {
-            let mut variants: Vec<&[&str]> = vec![
-                &[],
-                &["-fcf-protection=full"],
-                &["-fno-plt", "-fomit-frame-pointer"],
-                &["-pg", "-mfentry"],
-                &["-fpatchable-function-entry=3"],
-                &["-fno-semantic-interposition", "-falign-functions=1", "-ffunction-sections"],
-            ];
-            if compiler == "gcc" {
-                variants.push(&["-mindirect-branch=thunk", "-fno-jump-tables"]);
-                variants.push(&["-fno-reorder-blocks", "-fstack-protector-all", "-fsplit-stack"]);
-            }
-            for variant in variants {
-                let mut args = vec![level, "-Wl,-z,now"];
-                args.extend(variant);
-                let sources = [source("functions.c"), source("outside.S")];
-                let library = Library::build(compiler, &args, &[&sources[0], &sources[1]], "outside");
-                let what = format!("{compiler} {args:?}");
-                for (key, n) in compare(&library, &what, |name| name.starts_with("f_")) {
-                    *total.entry(key).or_default() += n;
-                }
-            }
+        builds.extend(LEVELS.map(|level| (compiler, vec![level])));
+        builds.extend([
+            (compiler, vec!["-O2", "-fcf-protection=full"]),
+            (compiler, vec!["-O1", "-fno-plt", "-fomit-frame-pointer"]),
+            (compiler, vec!["-O2", "-pg", "-mfentry"]),
+            (compiler, vec!["-O2", "-fpatchable-function-entry=3"]),
+            (
+                compiler,
+                vec!["-Os", "-fno-semantic-interposition", "-falign-functions=1", "-ffunction-sections"],
+            ),
+        ]);
+    }
+    builds.push(("gcc", vec!["-O2", "-mindirect-branch=thunk", "-fno-jump-tables"]));
+    builds.push(("gcc", vec!["-O2", "-fno-reorder-blocks", "-fstack-protector-all"]));
+    let mut total: BTreeMap<String, usize> = BTreeMap::new();
+    for (compiler, args) in builds {
+        for (key, n) in build_and_compare(compiler, &args, "functions.c") {
+            *total.entry(key).or_default() += n;
         }
     }
     println!("{total:?}");
+    // Functions of the start-up files have no length.
+    let all: usize = total.iter().filter(|(key, _)| *key != "NoSize").map(|(_, n)| n).sum();
+    assert!((total["direct"] + total["springboard"]) * 100 > all * 95, "{total:?}");
+}
+
+#[test]
+fn exceptions_pass_through() {
+    for (compiler, level) in [("g++", "-O1"), ("g++", "-O2"), ("clang++", "-O2"), ("clang++", "-Os")] {
+        let total = build_and_compare(compiler, &[level, "-fno-optimize-sibling-calls"], "unwind.cc");
+        assert!(total["direct"] >= 5, "{total:?}");
+    }
 }

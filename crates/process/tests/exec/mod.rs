@@ -82,6 +82,9 @@ pub struct Cpu {
     /// The stack pointer at the end, minus that at the beginning.
     pub rsp_moved: u64,
     target: u64,
+    /// The fs base under which the code runs; no Rust code runs meanwhile.
+    pub fs_base: u64,
+    own_fs_base: u64,
 }
 
 const _: () = assert!(std::mem::offset_of!(Cpu, red_zone) == 256);
@@ -89,10 +92,13 @@ const _: () = assert!(std::mem::offset_of!(Cpu, gpr) == 384);
 const _: () = assert!(std::mem::offset_of!(Cpu, flags) == 504);
 const _: () = assert!(std::mem::offset_of!(Cpu, end) == 512);
 const _: () = assert!(std::mem::offset_of!(Cpu, target) == 536);
+const _: () = assert!(std::mem::offset_of!(Cpu, fs_base) == 544);
 
 impl Cpu {
     pub fn new(gpr: [u64; 15], flags: u64, xmm: [u128; 16], red_zone: [u64; 16]) -> Self {
-        Self { xmm, red_zone, gpr, flags: flags & FLAGS, end: 0, saved_rsp: 0, rsp_moved: 0, target: 0 }
+        let (end, saved_rsp, rsp_moved, target, own_fs_base) = (0, 0, 0, 0, 0);
+        let (flags, fs_base) = (flags & FLAGS, fs_base());
+        Self { xmm, red_zone, gpr, flags, end, saved_rsp, rsp_moved, target, fs_base, own_fs_base }
     }
 }
 
@@ -122,6 +128,7 @@ pub fn run(target: RemoteAddr, cpu: &Cpu) -> Cpu {
     now.flags &= FLAGS;
     now.saved_rsp = 0;
     now.target = 0;
+    now.own_fs_base = 0;
     now
 }
 
@@ -134,6 +141,8 @@ unsafe extern "C" fn enter(_cpu: *mut Cpu) {
         "mov [rsp+16], rdi",
         "mov rax, [rdi+536]",
         "mov [rsp+24], rax",
+        "rdfsbase rax; mov [rdi+552], rax",
+        "mov rax, [rdi+544]; wrfsbase rax",
         "push [rdi+504]",
         "popfq",
         // From here on nothing touches the flags.
@@ -179,6 +188,8 @@ unsafe extern "C" fn capture() {
         "mov rcx, [rsp+32]; mov [rax+512], rcx",
         "pushfq; pop rcx; mov [rax+504], rcx",
         "cld",
+        "rdfsbase rcx; mov [rax+544], rcx",
+        "mov rcx, [rax+552]; wrfsbase rcx",
         "movaps [rax], xmm0; movaps [rax+16], xmm1; movaps [rax+32], xmm2; movaps [rax+48], xmm3",
         "movaps [rax+64], xmm4; movaps [rax+80], xmm5; movaps [rax+96], xmm6; movaps [rax+112], xmm7",
         "movaps [rax+128], xmm8; movaps [rax+144], xmm9; movaps [rax+160], xmm10; movaps [rax+176], xmm11",

@@ -1,0 +1,178 @@
+//! What the analysis of an entry says where nothing needs to be executed: writes, watched ranges, refusals by what others did.
+
+use std::ops::Range;
+use ugraft_process::RemoteAddr;
+use ugraft_process::entry::{Entry, EntryRefusal, ForeignKind, Installed, OutOfReach};
+use ugraft_process::function::{Function, Text};
+use ugraft_process::thunk::{self, ThunkError};
+
+const START: RemoteAddr = RemoteAddr(0x40_1000);
+
+/// `push rbx; mov rbx, rdi; call +0x100; pop rbx; ret`, padded to 16 bytes.
+const CODE: [u8; 16] =
+    [0x53, 0x48, 0x89, 0xfb, 0xe8, 0x00, 0x01, 0x00, 0x00, 0x5b, 0xc3, 0x90, 0x90, 0x90, 0x90, 0x90];
+const SIZE: u64 = 11;
+
+fn text(bytes: &[u8]) -> Text<'_> {
+    Text { addr: START, bytes }
+}
+
+fn function<'a>(file: &'a [u8], memory: &'a [u8]) -> Function<'a> {
+    Function {
+        start: START,
+        size: SIZE,
+        text: text(file),
+        memory: Some(text(memory)),
+        neighbours: &[],
+        data: &[],
+        taken: &[],
+    }
+}
+
+#[test]
+fn writes_and_watches_the_five_bytes() {
+    let entry = Entry::analyze(&function(&CODE, &CODE)).unwrap();
+    assert_eq!(
+        (entry.start(), entry.place(), entry.jump(), entry.resume()),
+        (START, START, START, START.offset(9))
+    );
+    assert_eq!(entry.written(), [START..START.offset(5)]);
+    assert_eq!(entry.watch_install(), [START.offset(1)..START.offset(5)]);
+    assert_eq!(entry.watch_restore(), []);
+    let target = RemoteAddr(0x40_0000);
+    let writes = entry.entry_to(target).unwrap();
+    assert_eq!(writes.len(), 1);
+    assert_eq!((writes[0].addr, &*writes[0].bytes), (START, &[0xe9, 0xfb, 0xef, 0xff, 0xff][..]));
+    let restore = entry.restore();
+    assert_eq!((restore.len(), restore[0].addr, &*restore[0].bytes), (1, START, &CODE[..5]));
+    let far = RemoteAddr(0x7f00_0000_0000);
+    assert!(entry.reaches(target) && !entry.reaches(far));
+    assert_eq!(entry.entry_to(far), Err(OutOfReach { from: START, to: far }));
+}
+
+#[test]
+fn knows_what_is_installed() {
+    let entry = Entry::analyze(&function(&CODE, &CODE)).unwrap();
+    let installed = |memory: [u8; 5]| {
+        entry
+            .installed(|addr, bytes| {
+                assert_eq!(addr, START);
+                bytes.copy_from_slice(&memory[..bytes.len()]);
+                Ok::<_, ()>(())
+            })
+            .unwrap()
+    };
+    assert_eq!(installed(CODE[..5].try_into().unwrap()), Installed::Original);
+    assert_eq!(installed([0xe9, 0, 0, 0, 0x80]), Installed::Redirect(START.offset(5 - (1 << 31))));
+    assert_eq!(installed([0xcc, 0x48, 0x89, 0xfb, 0xe8]), Installed::Other);
+    assert_eq!(entry.installed(|_, _| Err("gone")), Err("gone"));
+}
+
+#[test]
+fn survives_being_saved() {
+    let entry = Entry::analyze(&function(&CODE, &CODE)).unwrap();
+    let saved = serde_json::to_string(&entry).unwrap();
+    assert_eq!(serde_json::from_str::<Entry>(&saved).unwrap(), entry);
+}
+
+#[test]
+fn names_what_others_did_and_where() {
+    for (offset, byte, what) in [
+        (0, 0xcc, ForeignKind::Breakpoint),
+        (0, 0xe9, ForeignKind::Jump),
+        (0, 0xe8, ForeignKind::Call),
+        (3, 0xcc, ForeignKind::Breakpoint),
+        (8, 0x77, ForeignKind::Change),
+    ] {
+        let mut memory = CODE;
+        memory[offset] = byte;
+        let refusal = Entry::analyze(&function(&CODE, &memory)).unwrap_err();
+        assert_eq!(refusal, EntryRefusal::Foreign { start: START, offset: offset as u64, what });
+        assert!(refusal.to_string().contains(&format!("{offset} bytes into the function at 0x401000")));
+    }
+    // Behind what is overwritten or moved, others may do what they like.
+    let mut memory = CODE;
+    memory[9] = 0xcc;
+    assert!(Entry::analyze(&function(&CODE, &memory)).is_ok());
+}
+
+#[test]
+fn refuses_what_it_cannot_see_whole() {
+    let mut f = function(&CODE[..10], &CODE);
+    assert_eq!(Entry::analyze(&f), Err(EntryRefusal::OutsideText(START)));
+    f = function(&CODE, &CODE[..4]);
+    assert_eq!(Entry::analyze(&f), Err(EntryRefusal::OutsideText(START)));
+    f = function(&CODE, &CODE);
+    f.size = 0;
+    assert_eq!(Entry::analyze(&f), Err(EntryRefusal::NoSize(START)));
+    f.size = u64::MAX;
+    assert_eq!(Entry::analyze(&f), Err(EntryRefusal::OutsideText(START)));
+    f.size = 1 << 63;
+    assert_eq!(Entry::analyze(&f), Err(EntryRefusal::OutsideText(START)));
+}
+
+/// A return behind which one thing or another lies.
+#[test]
+fn short_functions_need_padding_that_is_theirs() {
+    let analyze = |bytes: &[u8], size: u64, neighbours: &[Range<RemoteAddr>]| {
+        Entry::analyze(&Function { size, neighbours, memory: None, ..function(bytes, bytes) })
+    };
+    let short = EntryRefusal::TooShort { start: START, room: 3, need: 5 };
+    let next = |at: i64| [START.offset(at)..START.offset(16)];
+    let mut bytes = [0x90; 16];
+    bytes[..3].copy_from_slice(&[0x31, 0xc0, 0xc3]);
+    assert!(analyze(&bytes, 3, &[]).is_ok());
+    assert!(analyze(&bytes, 3, &next(8)).is_ok());
+    assert_eq!(analyze(&bytes, 3, &next(4)), Err(EntryRefusal::TooShort { start: START, room: 4, need: 5 }));
+    assert_eq!(analyze(&bytes, 3, &next(3)), Err(short.clone()));
+    // Nobody knows where the next function begins: the padding must go on to where one would.
+    bytes[12] = 0x55;
+    assert_eq!(analyze(&bytes, 3, &[]), Err(short));
+    assert!(analyze(&bytes, 3, &next(12)).is_ok());
+    for padding in [0xcc, 0x00] {
+        bytes[3..].fill(padding);
+        assert!(analyze(&bytes, 3, &[]).is_ok());
+    }
+}
+
+#[test]
+fn padding_is_promised_once() {
+    let mut bytes = [0x90; 16];
+    bytes[..3].copy_from_slice(&[0x31, 0xc0, 0xc3]);
+    let taken = [START.offset(4)..START.offset(9)];
+    let f = Function { size: 3, memory: None, taken: &taken, ..function(&bytes, &bytes) };
+    assert_eq!(Entry::analyze(&f), Err(EntryRefusal::PaddingTaken(START)));
+}
+
+#[test]
+fn thunks_refuse_by_name() {
+    // mov rax, [rip+0x100]
+    let code =
+        [0x48, 0x8b, 0x05, 0x00, 0x01, 0x00, 0x00, 0xc3, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90];
+    let entry = Entry::analyze(&Function { size: 8, ..function(&code, &code) }).unwrap();
+    assert_eq!(thunk::references(&entry), [START.offset(7 + 0x100)]);
+    assert!(thunk::emit(&entry, RemoteAddr(0x7000_0000), true).is_ok());
+    let far = RemoteAddr(0x1_0000_0000);
+    let refusal = thunk::emit(&entry, far, false).unwrap_err();
+    let source = OutOfReach { from: far.offset(7), to: START.offset(7 + 0x100) };
+    assert_eq!(refusal, ThunkError::OutOfReach { start: START, source });
+
+    let calls = Entry::analyze(&function(&CODE, &CODE)).unwrap();
+    assert!(thunk::pushes_return_address(&calls));
+    assert_eq!(thunk::emit(&calls, far, true), Err(ThunkError::ShadowStack { start: START }));
+    assert!(thunk::emit(&calls, far, false).is_ok());
+}
+
+/// `xbegin` is not to be had on every machine, so it is looked at only.
+#[test]
+fn xbegin_keeps_its_way_out() {
+    let mut code = [0x90; 32];
+    code[..6].copy_from_slice(&[0xc7, 0xf8, 0x0a, 0, 0, 0]);
+    code[31] = 0xc3;
+    let entry = Entry::analyze(&Function { size: 32, ..function(&code, &code) }).unwrap();
+    let at = START.offset(0x1000);
+    let thunk = thunk::emit(&entry, at, false).unwrap();
+    assert_eq!(thunk[..2], [0xc7, 0xf8]);
+    let rel = i32::from_le_bytes(thunk[2..6].try_into().unwrap());
+    assert_eq!(at.offset(6 + i64::from(rel)), START.offset(16));
+}
