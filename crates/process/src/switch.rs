@@ -110,6 +110,7 @@ impl Session {
                     if obstacles.is_empty() {
                         self.begin(&changes, unclean)?;
                         self.let_go(stopped)?;
+                        self.close_if_over();
                         return self.commit().map(|()| None);
                     }
                     self.let_go(stopped)?;
@@ -301,9 +302,16 @@ impl Session {
             self.settle(changes)?;
             self.let_go(stopped)?;
         }
-        self.document.arena = None;
-        self.forget_what_is_gone();
+        self.close_if_over();
         self.commit()
+    }
+
+    /// What a transition that is over, and settled, needed is nobody's any more.
+    fn close_if_over(&mut self) {
+        if self.document.state.transition().is_none() {
+            self.document.arena = None;
+            self.forget_what_is_gone();
+        }
     }
 
     fn is_settled(&self, changes: &[Change]) -> Result<bool> {
