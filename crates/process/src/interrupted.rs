@@ -10,9 +10,10 @@
 #![allow(non_upper_case_globals)]
 
 use libc::{
-    SYS_accept, SYS_accept4, SYS_epoll_pwait, SYS_epoll_pwait2, SYS_epoll_wait, SYS_io_getevents,
-    SYS_io_uring_enter, SYS_recvfrom, SYS_recvmmsg, SYS_recvmsg, SYS_rt_sigtimedwait, SYS_semop,
-    SYS_semtimedop, SYS_sendmmsg, SYS_sendmsg, SYS_sendto, c_long,
+    SYS_accept, SYS_accept4, SYS_connect, SYS_epoll_pwait, SYS_epoll_pwait2, SYS_epoll_wait,
+    SYS_io_getevents, SYS_io_uring_enter, SYS_read, SYS_readv, SYS_recvfrom, SYS_recvmmsg, SYS_recvmsg,
+    SYS_rt_sigtimedwait, SYS_semop, SYS_semtimedop, SYS_sendmmsg, SYS_sendmsg, SYS_sendto, SYS_write,
+    SYS_writev, c_long,
 };
 
 /// `-EINTR` as rax holds it.
@@ -25,7 +26,8 @@ const SYS_io_pgetevents: c_long = 333;
 
 /// The calls that return EINTR after a stop without a signal: found by stopping threads in every blocking call, and in
 /// the kernel's source (`fs/eventpoll.c`, `kernel/signal.c`, `ipc/sem.c`, `fs/aio.c`, `io_uring/`, and
-/// `sock_intr_errno` in `include/net/sock.h` for sockets that have SO_RCVTIMEO or SO_SNDTIMEO).
+/// `sock_intr_errno` in `include/net/sock.h` for sockets that have SO_RCVTIMEO or SO_SNDTIMEO). All may be made again: EINTR
+/// means that nothing was transferred, and what had been begun (a connection) goes on.
 const CALLS: &[c_long] = &[
     SYS_epoll_wait,
     SYS_epoll_pwait,
@@ -44,6 +46,11 @@ const CALLS: &[c_long] = &[
     SYS_sendto,
     SYS_sendmsg,
     SYS_sendmmsg,
+    SYS_connect,
+    SYS_read,
+    SYS_readv,
+    SYS_write,
+    SYS_writev,
 ];
 
 /// Whether a thread stopped with these registers would see an EINTR of our making.

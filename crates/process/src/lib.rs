@@ -61,6 +61,7 @@ mod look;
 mod pages;
 mod parts;
 mod ptrace;
+mod rescue;
 mod symbol_error;
 mod symbol_set;
 mod tls;

@@ -52,8 +52,10 @@ pub(crate) enum Event {
     Signal(i32),
     /// Any other stop (syscall, an event); the raw status.
     Other(i32),
-    /// Dead or gone, and reaped as far as it was ours to reap.
+    /// Dead, and reaped as far as it was ours to reap.
     Gone,
+    /// Not traced by us, or under another id since an exec.
+    Unknown,
 }
 
 fn request(request: Request, tid: Tid, addr: usize, data: usize) -> io::Result<()> {
@@ -158,16 +160,27 @@ pub(crate) fn dispatches_syscalls(tid: Tid) -> io::Result<bool> {
     Ok(conf.mode != 0)
 }
 
+/// Whether the thread has a shadow stack (`NT_X86_SHSTK`, `include/uapi/linux/elf.h`); without one the kernel says ENODEV.
+pub(crate) fn has_shadow_stack(tid: Tid) -> bool {
+    const PTRACE_GETREGSET: Request = 0x4204;
+    const NT_X86_SHSTK: usize = 0x204;
+    let mut pointer = 0u64;
+    let mut iov = libc::iovec { iov_base: ptr::from_mut(&mut pointer).cast(), iov_len: size_of::<u64>() };
+    request(PTRACE_GETREGSET, tid, NT_X86_SHSTK, ptr::from_mut(&mut iov) as usize).is_ok()
+}
+
 /// Looks whether a seized thread has stopped or died, without waiting. A stop is left to be seen again, see the head
 /// of this file; a dead thread is reaped.
 pub(crate) fn poll(tid: Tid) -> io::Result<Option<Event>> {
     let flags = libc::WEXITED | libc::WSTOPPED | libc::WNOHANG | libc::__WALL;
     let Some((code, status)) = waitid(tid, flags | libc::WNOWAIT)? else { return Ok(None) };
     if code == -1 {
-        return Ok(Some(Event::Gone));
+        return Ok(Some(Event::Unknown));
     }
     if matches!(code, libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED) {
-        waitid(tid, libc::WEXITED | libc::WNOHANG | libc::__WALL)?;
+        if !is_own_child(tid) {
+            waitid(tid, libc::WEXITED | libc::WNOHANG | libc::__WALL)?;
+        }
         return Ok(Some(Event::Gone));
     }
     let (signal, event) = (status & 0xff, status >> 8);
@@ -177,6 +190,15 @@ pub(crate) fn poll(tid: Tid) -> io::Result<Option<Event>> {
         (signal, 0) if signal & 0x80 == 0 => Event::Signal(signal),
         _ => Event::Other(status),
     }))
+}
+
+/// Whether a dead thread is the first of a process that this program started: its exit status is for whoever waits for the
+/// process, and to fetch it as the tracer would take it away. (From another parent's child a tracer takes nothing.)
+fn is_own_child(tid: Tid) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    let number =
+        |name| crate::target::status_field(&status, name).and_then(|value| value.parse::<u32>().ok());
+    number("Tgid") == Some(tid.0.cast_unsigned()) && number("PPid") == Some(std::process::id())
 }
 
 /// `si_code` and `si_status`, or `None` if nothing has happened; code -1 if there is no such child.

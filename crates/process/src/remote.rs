@@ -179,13 +179,18 @@ pub fn suitability(target: &Target, maps: &Maps, thread: &StoppedThread) -> Resu
     if ptrace::dispatches_syscalls(tid).unwrap_or(false) {
         return refuse(Unsuitable::SyscallDispatch(tid));
     }
-    Ok(match restart {
-        Some(Restart::Again) => 0,
-        None | Some(Restart::None) => 1,
-        // Restored by us it goes on with the rest of its time; only restored by itself, with a signal at the same moment,
-        // would it be noticed.
-        Some(Restart::Block) => 2,
-    })
+    if ptrace::has_shadow_stack(tid) {
+        return refuse(Unsuitable::ShadowStack(tid));
+    }
+    // A thread that sleeps loses nothing by it; one that computes loses its turn on the processor.
+    Ok(u32::from(!matches!(restart, Some(Restart::Again | Restart::Block))))
+}
+
+/// Whether the thread is under seccomp, in any mode.
+fn is_filtered(target: &Target, tid: Tid) -> Result<bool> {
+    let path = format!("/proc/{}/task/{tid}/status", target.pid());
+    let status = read_text(&path).map_err(|source| Error::Proc { path, source })?;
+    Ok(status_field(&status, "Seccomp").is_some_and(|mode| mode != "0"))
 }
 
 /// Free bytes below the thread's red zone, on a stack that is certainly its own.
@@ -268,42 +273,38 @@ pub fn choose<'a>(
     }
 }
 
-/// Stops one thread that can run a program, while the others run: the first that is best suited, or else the last one seen
-/// that is suited at all.
+/// Stops one thread that can run a program, while the others run: one that sleeps, if there is one.
 ///
 /// # Errors
 /// [`Error::CannotRun`] if no thread can, otherwise as [`stop_one`].
 pub fn stop_suitable(target: &Target, maps: &Maps, within: Duration) -> Result<StoppedThread> {
     let deadline = Instant::now() + within;
-    let mut second_best = None;
-    let mut refusal = Unsuitable::NoThreads;
-    let mut unstoppable = None;
+    let mut failure = Error::CannotRun { pid: target.pid(), why: Unsuitable::NoThreads };
+    let (mut sleeping, mut running) = (Vec::new(), Vec::new());
     for tid in target.threads()? {
-        let left = deadline.saturating_duration_since(Instant::now());
+        match target.thread_stat(tid)? {
+            Some(stat) if matches!(stat.state, 'S' | 'T') => sleeping.push(tid),
+            Some(_) => running.push(tid),
+            None => {}
+        }
+    }
+    for tid in sleeping.into_iter().chain(running) {
         // One that does not stop must not use up the time of those that do.
-        let stopped = match stop_one(target, tid, left / 4) {
-            Ok(Some(thread)) => thread,
-            Ok(None) => continue,
-            Err(e @ Error::CannotStop { .. }) => {
-                unstoppable = Some(e);
-                continue;
-            }
-            Err(e) => return Err(e),
-        };
-        match suitability(target, maps, &stopped) {
-            Ok(0 | 1) => return Ok(stopped),
-            Ok(_) => second_best = Some(tid),
-            Err(Error::CannotRun { why, .. }) => refusal = Unsuitable::NoThread(Box::new(why)),
+        let left = deadline.saturating_duration_since(Instant::now()) / 4;
+        match stop_one(target, tid, left) {
+            Ok(Some(thread)) => match suitability(target, maps, &thread) {
+                Ok(_) => return Ok(thread),
+                Err(Error::CannotRun { pid, why }) => {
+                    failure = Error::CannotRun { pid, why: Unsuitable::NoThread(Box::new(why)) };
+                }
+                Err(e) => return Err(e),
+            },
+            Ok(None) => {}
+            Err(e @ Error::CannotStop { .. }) => failure = e,
             Err(e) => return Err(e),
         }
     }
-    if let Some(tid) = second_best
-        && let Some(thread) = stop_one(target, tid, deadline.saturating_duration_since(Instant::now()))?
-    {
-        suitability(target, maps, &thread)?;
-        return Ok(thread);
-    }
-    Err(unstoppable.unwrap_or(Error::CannotRun { pid: target.pid(), why: refusal }))
+    Err(failure)
 }
 
 /// System V ABI for x86-64: leaf functions use this much below rsp.
@@ -348,10 +349,6 @@ pub fn run_in(
     let tid = thread.tid();
     let cannot = |why| Error::CannotRun { pid: target.pid(), why };
     suitability(target, maps, thread)?;
-    let status = read_text(&format!("/proc/{}/task/{tid}/status", target.pid())).unwrap_or_default();
-    if status_field(&status, "x86_Thread_features").is_some_and(|f| f.split(' ').any(|f| f == "shstk")) {
-        return Err(cannot(Unsuitable::ShadowStack(tid)));
-    }
     let memory = target.memory();
     let cave =
         Cave::find(memory, maps)?.ok_or_else(|| cannot(Unsuitable::NoCave(crate::cave::code().len())))?;
@@ -363,8 +360,9 @@ pub fn run_in(
     if stack_room(target, maps, thread)? < image.bytes.len() as u64 + STACK_ROOM / 2 {
         return Err(cannot(Unsuitable::LittleStack(tid)));
     }
-    let filtered = status_field(&status, "Seccomp").is_some_and(|mode| mode != "0");
-    if filtered && ptrace::set_options(tid, ptrace::O_TRACESYSGOOD | ptrace::O_SUSPEND_SECCOMP).is_err() {
+    // Asking whether there are filters to suspend costs more than suspending.
+    let suspended = ptrace::set_options(tid, ptrace::O_TRACESYSGOOD | ptrace::O_SUSPEND_SECCOMP).is_ok();
+    if !suspended && is_filtered(target, tid)? {
         return Err(cannot(Unsuitable::Seccomp(tid)));
     }
     // Nothing has been changed up to here, and what follows changes only bytes that nobody looks at, until the
@@ -383,7 +381,7 @@ pub fn run_in(
                     cave.clear(memory)?;
                 }
             }
-            if filtered {
+            if suspended {
                 let _ = ptrace::set_options(tid, ptrace::O_TRACESYSGOOD);
             }
             Ok(results)
@@ -458,7 +456,7 @@ fn finish(
         let event = ptrace::poll(tid).map_err(|source| Error::Ptrace { request: "waitid", tid, source })?;
         match event {
             None => {}
-            Some(Event::Gone) => {
+            Some(Event::Gone | Event::Unknown) => {
                 thread.forget(false);
                 return Err(Error::TargetGone(target.pid()));
             }

@@ -10,6 +10,7 @@ use crate::{Error, Pid, RemoteAddr, Result, Tid};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Why a process that exists cannot be a target.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,6 +66,19 @@ impl Target {
     /// [`Error::NoSuchProcess`], [`Error::Unfit`], [`Error::AlreadyTraced`], or [`Error::Permission`], which say what to
     /// do about it.
     pub fn open(pid: Pid) -> Result<Self> {
+        let result = Self::open_once(pid);
+        let raw = rustix::process::Pid::from_raw(pid.0.max(0));
+        match (result, raw) {
+            // For a moment within an exec in another thread, procfs does not show the process.
+            (Err(Error::NoSuchProcess(_)), Some(raw)) if rustix::process::test_kill_process(raw).is_ok() => {
+                std::thread::sleep(Duration::from_millis(1));
+                Self::open_once(pid)
+            }
+            (result, _) => result,
+        }
+    }
+
+    fn open_once(pid: Pid) -> Result<Self> {
         if pid.0 <= 0 {
             return Err(Error::NoSuchProcess(pid));
         }
@@ -218,16 +232,22 @@ impl Target {
     /// # Errors
     /// [`Error::TargetGone`], or [`Error::Proc`].
     pub fn check_same(&self) -> Result<()> {
-        let gone = Error::TargetGone(self.pid);
         let (_, stat) = live_thread(self.pid)?.ok_or(Error::TargetGone(self.pid))?;
         let first = ThreadStat::read(self.pid, Tid(self.pid.0))?.ok_or(Error::TargetGone(self.pid))?;
         // Threads have start times of their own; the process's is its first thread's, which remains listed until all
         // are gone, and which an exec in another thread takes over with the id.
         let now = Identity { start_time: first.start_time, ..Identity::of(&stat) };
-        if now != self.identity || !self.memory.is_alive(self.identity.start_stack) {
-            return Err(gone);
+        if now != self.identity { Err(Error::TargetGone(self.pid)) } else { self.check_not_execed() }
+    }
+
+    /// Fails if the address space that was opened is gone: the part of [`check_same`](Self::check_same) that can
+    /// be asked within a stop, in a microsecond.
+    pub(crate) fn check_not_execed(&self) -> Result<()> {
+        if self.memory.is_alive(self.identity.start_stack) {
+            Ok(())
+        } else {
+            Err(Error::TargetGone(self.pid))
         }
-        Ok(())
     }
 
     /// The path of `file` in the procfs directory of a thread that lives.
@@ -265,22 +285,24 @@ fn list_threads(pid: Pid) -> Result<Option<Vec<Tid>>> {
     Ok(Some(tids))
 }
 
-/// A thread of the process that has not exited, the first if possible.
+/// A thread of the process that has not exited, the first if possible; with the first one's start time, which names the
+/// process.
 fn live_thread(pid: Pid) -> Result<Option<(Tid, ThreadStat)>> {
     let first = Tid(pid.0);
-    match ThreadStat::read(pid, first)? {
-        None => return Ok(None),
-        Some(stat) if !stat.is_dead() => return Ok(Some((first, stat))),
-        Some(_) => {}
-    }
-    for tid in list_threads(pid)?.unwrap_or_default() {
-        if let Some(stat) = ThreadStat::read(pid, tid)?
-            && !stat.is_dead()
-            && !stat.is_worker()
-        {
-            // The start time that names the process is the first thread's.
-            let first = ThreadStat::read(pid, first)?;
-            return Ok(first.map(|first| (tid, ThreadStat { start_time: first.start_time, ..stat })));
+    // An exec in another thread gives that one the first one's id; both may be missed in one pass.
+    for _ in 0..3 {
+        let start_time = match ThreadStat::read(pid, first)? {
+            None => return Ok(None),
+            Some(stat) if !stat.is_dead() => return Ok(Some((first, stat))),
+            Some(stat) => stat.start_time,
+        };
+        for tid in list_threads(pid)?.unwrap_or_default() {
+            if let Some(stat) = ThreadStat::read(pid, tid)?
+                && !stat.is_dead()
+                && !stat.is_worker()
+            {
+                return Ok(Some((tid, ThreadStat { start_time, ..stat })));
+            }
         }
     }
     Ok(None)

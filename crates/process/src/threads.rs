@@ -22,6 +22,7 @@ use crate::interrupted::{ERESTARTNOHAND, needs_hiding};
 use crate::limits::{DEATH_WAIT, GRACE, POLL_MAX, POLL_MIN, STOP_ROUNDS};
 use crate::priority::Urgent;
 use crate::ptrace::{self, Event};
+use crate::rescue::{self, Attaching};
 use crate::stat::ThreadStat;
 use crate::target::{Target, permission_advice, tracer_of};
 use crate::{Error, Pid, RemoteAddr, Result, Tid};
@@ -106,13 +107,14 @@ pub struct StoppedProcess {
 /// A thread that was asked to stop.
 #[derive(Debug)]
 struct Awaited {
+    pid: Pid,
     tid: Tid,
     since: Instant,
 }
 
 thread_local! {
     /// Threads that this thread traces, and that have not stopped yet although nobody waits for them any more.
-    static ABANDONED: RefCell<Vec<Tid>> = const { RefCell::new(Vec::new()) };
+    static ABANDONED: RefCell<Vec<(Pid, Tid)>> = const { RefCell::new(Vec::new()) };
 }
 
 impl StoppedThread {
@@ -209,7 +211,7 @@ impl StoppedThread {
     pub(crate) fn forget(&mut self, abandoned: bool) {
         self.held = false;
         if abandoned {
-            ABANDONED.with_borrow_mut(|list| list.push(self.tid));
+            ABANDONED.with_borrow_mut(|list| list.push((self.pid, self.tid)));
         }
     }
 
@@ -225,10 +227,11 @@ impl StoppedThread {
             return Ok(Release::Died);
         }
         self.held = false;
+        rescue::detached(self.tid);
         match ptrace::detach(self.tid) {
             Ok(()) => Ok(Release::Resumed { stopped_for: self.since.elapsed() }),
             Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {
-                reap(self.tid);
+                reap(self.pid, self.tid);
                 Ok(Release::Died)
             }
             Err(source) => Err(Error::Ptrace { request: "PTRACE_DETACH", tid: self.tid, source }),
@@ -299,11 +302,12 @@ impl StoppedProcess {
 pub fn stop_all(target: &Target, within: Duration) -> Result<StoppedProcess> {
     let deadline = Instant::now() + within;
     settle();
+    let _attaching = Attaching::begin();
     let urgent = Urgent::begin();
     let mut known = HashSet::new();
     let mut workers = Vec::new();
     // Before anything stops: attach to all, and see that each can stop. That costs a thread next to nothing.
-    let mut seized = Seized(Vec::new());
+    let mut seized = Seized { pid: target.pid(), tids: Vec::new() };
     for tid in target.threads()? {
         known.insert(tid);
         match stoppable(target, tid, deadline)? {
@@ -328,15 +332,16 @@ pub fn stop_all(target: &Target, within: Duration) -> Result<StoppedProcess> {
                 None => {}
             }
         }
-        if seized.0.is_empty() {
+        if seized.tids.is_empty() {
             // The first thread goes last, since it cannot be reaped before the others.
             let first = target.pid().0;
             process.threads.sort_by_key(|t| t.tid.0 == first);
-            target.check_same()?;
+            // Its id cannot have been reused while we held its threads; it may have called exec.
+            target.check_not_execed()?;
             return Ok(process);
         }
     }
-    let tid = seized.0.first().copied().unwrap_or(Tid(target.pid().0));
+    let tid = seized.tids.first().copied().unwrap_or(Tid(target.pid().0));
     Err(Error::CannotStop { tid, comm: comm(target, tid), why: Unstoppable::BirthRate })
 }
 
@@ -351,7 +356,8 @@ pub fn stop_one(target: &Target, tid: Tid, within: Duration) -> Result<Option<St
         Some(stat) if !stat.is_worker() => {}
         _ => return Ok(None),
     }
-    let mut seized = Seized(Vec::new());
+    let _attaching = Attaching::begin();
+    let mut seized = Seized { pid: target.pid(), tids: Vec::new() };
     seized.add(target, tid)?;
     let mut stopped = Vec::new();
     wait_all(target, seized.interrupt(), deadline, &mut stopped)?;
@@ -362,7 +368,7 @@ pub fn stop_one(target: &Target, tid: Tid, within: Duration) -> Result<Option<St
 /// not stopped.
 pub fn settle() -> usize {
     let mut list = ABANDONED.take();
-    list.retain(|&tid| !let_go(tid));
+    list.retain_mut(|thread| !let_go(thread));
     ABANDONED.with_borrow_mut(|abandoned| {
         abandoned.append(&mut list);
         abandoned.len()
@@ -434,10 +440,15 @@ fn stoppable(target: &Target, tid: Tid, deadline: Instant) -> Result<Option<Thre
 fn seize(target: &Target, tid: Tid) -> Result<bool> {
     let pid = target.pid();
     let e = match ptrace::seize(tid, ptrace::O_TRACESYSGOOD) {
-        Ok(()) => return Ok(true),
+        Ok(()) => {
+            rescue::attached(pid, tid);
+            return Ok(true);
+        }
         Err(e) => e,
     };
-    if ABANDONED.with_borrow_mut(|list| list.iter().position(|&t| t == tid).map(|i| list.remove(i))).is_some()
+    if ABANDONED
+        .with_borrow_mut(|list| list.iter().position(|t| t.1 == tid).map(|i| list.remove(i)))
+        .is_some()
     {
         // Ours since an earlier stop.
         return Ok(true);
@@ -459,25 +470,29 @@ fn seize(target: &Target, tid: Tid) -> Result<bool> {
 
 /// Threads that are attached to and run. Dropping it lets them go.
 #[derive(Debug)]
-struct Seized(Vec<Tid>);
+struct Seized {
+    pid: Pid,
+    tids: Vec<Tid>,
+}
 
 impl Seized {
     fn add(&mut self, target: &Target, tid: Tid) -> Result<()> {
         if seize(target, tid)? {
-            self.0.push(tid);
+            self.tids.push(tid);
         }
         Ok(())
     }
 
     /// Asks them to stop, without waiting for any.
     fn interrupt(&mut self) -> VecDeque<Awaited> {
-        self.0
+        let pid = self.pid;
+        self.tids
             .drain(..)
             .map(|tid| {
                 let since = Instant::now();
                 // It fails only if the thread is dead, which waiting for it will find out.
                 let _ = ptrace::interrupt(tid);
-                Awaited { tid, since }
+                Awaited { pid, tid, since }
             })
             .collect()
     }
@@ -519,13 +534,27 @@ fn wait_all(
         let mut i = 0;
         let mut progress = false;
         while i < awaited.len() {
-            let Awaited { tid, since } = awaited[i];
-            match look(target.pid(), tid, since) {
+            let Awaited { pid, tid, since } = awaited[i];
+            match look(pid, tid, since) {
                 Ok(Seen::Stopped(thread)) => stopped.push(*thread),
                 Ok(Seen::Dead) => died += 1,
+                Ok(Seen::Unknown) => {
+                    died += 1;
+                    let first = Tid(pid.0);
+                    let known =
+                        awaited.iter().any(|a| a.tid == first) || stopped.iter().any(|t| t.tid == first);
+                    if !known && ptrace::interrupt(first).is_ok() {
+                        awaited.push_back(Awaited { pid, tid: first, since });
+                    }
+                }
+                // An exec in another thread puts that one under the first one's id, and it was not asked to stop; or it
+                // is not traced at all, and a wait for it would be one for a child of ours.
                 Ok(Seen::Running) if sweep => {
-                    i += 1;
-                    continue;
+                    if ptrace::interrupt(tid).is_ok() {
+                        i += 1;
+                        continue;
+                    }
+                    died += 1;
                 }
                 Ok(Seen::Running) => break,
                 Err(e) => {
@@ -556,6 +585,9 @@ enum Seen {
     Running,
     Stopped(Box<StoppedThread>),
     Dead,
+    /// Not there under that id. An exec may have given it the id of the process's first thread, and it is then still
+    /// traced.
+    Unknown,
 }
 
 /// Looks at a thread that was asked to stop.
@@ -563,7 +595,14 @@ fn look(pid: Pid, tid: Tid, since: Instant) -> Result<Seen> {
     let failed = |request| move |source| Error::Ptrace { request, tid, source };
     let group_stop = match ptrace::poll(tid).map_err(failed("waitid"))? {
         None => return Ok(Seen::Running),
-        Some(Event::Gone) => return Ok(Seen::Dead),
+        Some(Event::Gone) => {
+            rescue::detached(tid);
+            return Ok(Seen::Dead);
+        }
+        Some(Event::Unknown) => {
+            rescue::detached(tid);
+            return Ok(Seen::Unknown);
+        }
         Some(Event::Interrupted) => None,
         Some(Event::GroupStop(signal)) => Some(signal),
         Some(Event::Signal(signal)) => return pass_on(tid, signal),
@@ -600,43 +639,50 @@ fn pass_on(tid: Tid, signal: i32) -> Result<Seen> {
 }
 
 /// Gives up waiting: those that stop soon are let go then, the others when they are found stopped.
-fn abandon(mut awaited: VecDeque<Awaited>) {
+fn abandon(awaited: VecDeque<Awaited>) {
+    let mut left: Vec<_> = awaited.into_iter().map(|a| (a.pid, a.tid)).collect();
     let deadline = Instant::now() + GRACE;
     let mut pause = POLL_MIN;
     loop {
-        awaited.retain(|a| !let_go(a.tid));
-        if awaited.is_empty() || Instant::now() >= deadline {
+        left.retain_mut(|thread| !let_go(thread));
+        if left.is_empty() || Instant::now() >= deadline {
             break;
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(POLL_MAX);
     }
-    ABANDONED.with_borrow_mut(|list| list.extend(awaited.iter().map(|a| a.tid)));
+    ABANDONED.with_borrow_mut(|list| list.append(&mut left));
 }
 
-/// Detaches from a thread if it has stopped; false if it has not.
-fn let_go(tid: Tid) -> bool {
-    match look(Pid(0), tid, Instant::now()) {
+/// Detaches from a thread if it has stopped; false if it has not. A thread that an exec gave another id is followed there.
+fn let_go(thread: &mut (Pid, Tid)) -> bool {
+    let (pid, tid) = *thread;
+    match look(pid, tid, Instant::now()) {
         // Letting go is what dropping it does.
         Ok(Seen::Stopped(_) | Seen::Dead) | Err(_) => true,
-        Ok(Seen::Running) => false,
+        Ok(Seen::Running) => ptrace::interrupt(tid).is_err(),
+        Ok(Seen::Unknown) => {
+            thread.1 = Tid(pid.0);
+            tid.0 == pid.0 || ptrace::interrupt(thread.1).is_err()
+        }
     }
 }
 
 /// Waits for a killed thread to be reapable, and reaps it. An exec may have put another thread under its id: that one is
 /// let go.
-fn reap(tid: Tid) {
+fn reap(pid: Pid, tid: Tid) {
     let deadline = Instant::now() + DEATH_WAIT;
     let mut pause = POLL_MIN;
     loop {
         match ptrace::poll(tid) {
-            Ok(Some(Event::Gone)) | Err(_) => return,
+            Ok(Some(Event::Gone | Event::Unknown)) | Err(_) => return,
             Ok(Some(Event::Signal(signal))) => drop(ptrace::cont(tid, signal)),
             Ok(Some(_)) if ptrace::detach(tid).is_ok() => return,
+            Ok(_) if ptrace::interrupt(tid).is_err() => return,
             Ok(_) => {}
         }
         if Instant::now() >= deadline {
-            ABANDONED.with_borrow_mut(|list| list.push(tid));
+            ABANDONED.with_borrow_mut(|list| list.push((pid, tid)));
             return;
         }
         std::thread::sleep(pause);
