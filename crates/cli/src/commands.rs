@@ -149,7 +149,7 @@ fn changed(report: &Report, done: &str) -> Outcome {
 
 /// Reads and verifies a patch file; nothing else is looked at before that has succeeded.
 fn read_patch(path: &Path) -> Result<PatchFile> {
-    let bytes = read_file(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = read_file(path).map_err(|source| exit::Unreadable { path: path.to_owned(), source })?;
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     PatchFile::parse(&bytes, &stem).with_context(|| format!("{}", path.display()))
 }

@@ -1,6 +1,7 @@
 //! Exit codes, and the kind of failure that each stands for.
 
 use serde_json::{Value, json};
+use std::path::PathBuf;
 use ugraft_core::Refusal;
 use ugraft_image::Error as FileError;
 use ugraft_process::Error;
@@ -24,6 +25,16 @@ pub const GONE: u8 = 9;
 /// Another tool, or another transition, is at work (EX_TEMPFAIL of sysexits.h).
 pub const BUSY: u8 = 75;
 
+/// A patch file that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {}: {source}", .path.display())]
+pub struct Unreadable {
+    /// The file.
+    pub path: PathBuf,
+    /// What the kernel said.
+    pub source: std::io::Error,
+}
+
 /// A failure as it is shown.
 #[derive(Debug)]
 pub struct Failure {
@@ -41,7 +52,7 @@ impl Failure {
         if let Some(e) = error.downcast_ref::<Error>() {
             return Self::of_process(e);
         }
-        if error.downcast_ref::<FileError>().is_some() {
+        if error.downcast_ref::<FileError>().is_some() || error.downcast_ref::<Unreadable>().is_some() {
             return Self::plain("bad_patch_file", BAD_FILE);
         }
         Self::plain("failed", FAILED)
