@@ -183,3 +183,32 @@ impl Write for Bounded {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debuglinks_are_a_name_and_a_crc() {
+        let link = b"prog.debug\0\0\x78\x56\x34\x12";
+        assert_eq!(parse_debuglink(link), Some(("prog.debug".to_owned(), 0x1234_5678)));
+        assert_eq!(parse_debuglink(&link[..14]), None);
+        assert_eq!(parse_debuglink(b"../../etc/passwd\0\0\0\0abcd"), None);
+        assert_eq!(parse_debuglink(b""), None);
+    }
+
+    #[test]
+    fn broken_archives_are_errors() {
+        let mut packed = Vec::new();
+        let text: Vec<u8> = (0..3000u32).flat_map(|i| (i * i).to_le_bytes()).collect();
+        lzma_rs::xz_compress(&mut text.as_slice(), &mut packed).unwrap();
+        for at in 0..packed.len().min(400) {
+            for bit in 0..8 {
+                let mut broken = packed.clone();
+                broken[at] ^= 1 << bit;
+                assert!(unpack(&broken, Path::new("x")).is_err());
+            }
+            assert!(unpack(&packed[..at], Path::new("x")).is_err());
+        }
+    }
+}

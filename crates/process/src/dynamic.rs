@@ -19,7 +19,7 @@ pub const MAX_CHAIN: usize = 1 << 16;
 /// Most dynamic symbols of an object.
 pub const MAX_DYNSYMS: u64 = 1 << 24;
 /// Most version definitions or needs of an object.
-pub const MAX_VERSIONS: usize = 1 << 15;
+pub const MAX_VERSIONS: usize = 1 << 12;
 /// Longest symbol, version or library name, in bytes.
 pub const MAX_NAME: usize = 1 << 16;
 /// Most relocations of an object.
@@ -330,11 +330,16 @@ impl Dynamic {
         if wanted < 2 {
             return Ok(None);
         }
-        for _ in 0..MAX_VERSIONS {
+        // Both chains together are bounded: either may be a ring.
+        let mut left = MAX_VERSIONS;
+        loop {
             // Elfxx_Verneed: version, cnt, file, aux, next; Elfxx_Vernaux: hash, flags, other, name, next.
-            let count = pages.u16(at.offset(2))?;
             let mut aux = RemoteAddr(at.0.wrapping_add(u64::from(pages.u32(at.offset(8))?)));
-            for _ in 0..count {
+            for _ in 0..pages.u16(at.offset(2))? {
+                if left == 0 {
+                    return Ok(None);
+                }
+                left -= 1;
                 if pages.u16(aux.offset(6))? & !HIDDEN == wanted {
                     let name = pages.u32(aux.offset(8))?;
                     return self.string(pages, u64::from(name));
@@ -346,12 +351,12 @@ impl Dynamic {
                 aux = RemoteAddr(aux.0.wrapping_add(u64::from(next)));
             }
             let next = pages.u32(at.offset(12))?;
-            if next == 0 {
-                break;
+            if next == 0 || left == 0 {
+                return Ok(None);
             }
+            left -= 1;
             at = RemoteAddr(at.0.wrapping_add(u64::from(next)));
         }
-        Ok(None)
     }
 
     /// All relocations with addend, those of the PLT last.

@@ -24,8 +24,8 @@ impl Objects<'_> {
         // Objects call their own functions, so the answer is mostly at home.
         let others = self.iter().filter(|o| o.id() != object.id() && o.namespace() == object.namespace());
         for user in std::iter::once(object).chain(others) {
-            for r in user.all_relocations()? {
-                if !user.refers_to(&r, object, resolver, &aliases)? {
+            for r in user.relocations()? {
+                if !user.refers_to(r, object, resolver, &aliases)? {
                     continue;
                 }
                 let slot = user.to_remote(LinkAddr(r.offset));
@@ -40,16 +40,25 @@ impl Objects<'_> {
 }
 
 impl Object<'_> {
+    /// The exported names of the function at `resolver`.
     fn names_at(&self, resolver: RemoteAddr) -> Result<Vec<Alias>> {
+        let dynamic = self.dynamic()?;
+        let table = dynamic.symbol_table(&self.pages)?;
         let value = self.to_link(resolver).0;
-        let named = self.symbols()?.exported_at(value);
-        Ok(named.into_iter().map(|(name, version)| (name, version.map(|v| v.name))).collect())
+        let here = table.iter().enumerate().filter(|(_, s)| s.value == value && s.section != elf::SHN_UNDEF);
+        here.map(|(i, s)| {
+            let version = dynamic.version_of(&self.pages, i as u32)?;
+            Ok((String::from_utf8_lossy(s.name).into_owned(), version.map(|v| v.name)))
+        })
+        .collect()
     }
 
     /// All relocations; those of a static program, which has no dynamic section, from its file.
-    fn all_relocations(&self) -> Result<Vec<Rela>> {
-        let dynamic = self.dynamic()?;
-        let mut out = dynamic.relocations(&self.pages)?;
+    pub(crate) fn relocations(&self) -> Result<&[Rela]> {
+        if let Some(known) = self.relocations.get() {
+            return Ok(known);
+        }
+        let mut out = self.dynamic()?.relocations(&self.pages)?;
         if out.is_empty()
             && self.is_static()
             && let Ok(file) = self.file()
@@ -60,7 +69,7 @@ impl Object<'_> {
                 out.extend(Rela::parse_all(&file.read(s.offset, s.size).unwrap_or_default()));
             }
         }
-        Ok(out)
+        Ok(self.relocations.get_or_init(|| out))
     }
 
     fn refers_to(

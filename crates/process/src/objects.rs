@@ -7,7 +7,7 @@
 //! Nothing here stops the target. While its loader changes the list (`LoaderDebug::consistent` is false), what was
 //! read may be half of a change; whoever needs certainty stops the threads first.
 
-use crate::dynamic::{Dynamic, MAX_NAME};
+use crate::dynamic::{Dynamic, MAX_NAME, Rela};
 use crate::elf_file::{ElfFile, ElfHeader, HEAD_LEN, Segment, build_id_of_notes};
 use crate::maps::{Mapping, Maps};
 use crate::memory::Memory;
@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 /// Most objects in a target's list, over all namespaces.
-pub const MAX_OBJECTS: usize = 1 << 16;
+pub const MAX_OBJECTS: usize = 1 << 12;
 /// Most namespaces (glibc allows 16).
 pub const MAX_NAMESPACES: usize = 64;
 /// Longest note segment that is searched for a build-id, in bytes.
@@ -126,6 +126,7 @@ pub struct Object<'t> {
     soname: OnceLock<Option<String>>,
     build_id: OnceLock<Option<Vec<u8>>>,
     file: OnceLock<Result<ElfFile, FileProblem>>,
+    pub(crate) relocations: OnceLock<Vec<Rela>>,
     pub(crate) symbols: OnceLock<ObjectSymbols>,
     pub(crate) mid_function: OnceLock<Vec<Range<RemoteAddr>>>,
 }
@@ -407,6 +408,7 @@ impl<'t> Reader<'_, 't> {
             soname: OnceLock::new(),
             build_id: OnceLock::new(),
             file: OnceLock::new(),
+            relocations: OnceLock::new(),
             symbols: OnceLock::new(),
             mid_function: OnceLock::new(),
         }
@@ -566,9 +568,15 @@ impl<'t> Object<'t> {
     /// Whether a patch may mean it by `name`: SONAME, the file name it was loaded by, or the name of its file.
     #[must_use]
     pub fn is_called(&self, name: &str) -> bool {
-        self.soname() == Some(name)
-            || (!self.loaded_as.is_empty() && file_name(&self.loaded_as) == name)
-            || file_name(self.path()) == name
+        !name.contains('/') && self.names().any(|n| n == name)
+    }
+
+    /// Its SONAME, the name the loader has for it, that without directories, and the name of its file.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        let loaded_as = (!self.loaded_as.is_empty()).then_some(self.loaded_as.as_str());
+        [self.soname(), loaded_as, loaded_as.map(file_name), Some(file_name(self.path()))]
+            .into_iter()
+            .flatten()
     }
 
     /// The name that the loader has for it (a path as given to dlopen or found on the search path); may be empty.

@@ -138,6 +138,13 @@ impl<'t> Objects<'t> {
 
     /// `roots` and all they need, breadth first.
     fn closure(&self, roots: &[ObjectId]) -> Result<Vec<ObjectId>> {
+        // What DT_NEEDED may say of an object: its SONAME, or the name it was loaded by, as a path or not.
+        let mut by_name: HashMap<(usize, &str), ObjectId> = HashMap::new();
+        for o in self.iter().filter(|o| o.role() != Role::Main) {
+            for name in o.names() {
+                by_name.entry((o.namespace(), name)).or_insert(o.id());
+            }
+        }
         let mut out: Vec<ObjectId> = Vec::new();
         let mut seen = HashSet::new();
         out.extend(roots.iter().filter(|id| seen.insert(**id)));
@@ -146,13 +153,10 @@ impl<'t> Objects<'t> {
             next += 1;
             let object = self.get(id);
             for name in object.dynamic()?.needed(&self.pages)? {
-                let needed = self.iter().find(|o| {
-                    o.namespace() == object.namespace() && o.role() != Role::Main && o.satisfies(&name)
-                });
-                if let Some(o) = needed
-                    && seen.insert(o.id())
+                if let Some(id) = by_name.get(&(object.namespace(), name.as_str()))
+                    && seen.insert(*id)
                 {
-                    out.push(o.id());
+                    out.push(*id);
                 }
             }
         }
@@ -161,11 +165,6 @@ impl<'t> Objects<'t> {
 }
 
 impl Object<'_> {
-    /// Whether it is what DT_NEEDED `name` means: a path, or a SONAME or file name.
-    fn satisfies(&self, name: &str) -> bool {
-        if name.contains('/') { self.loaded_as() == name } else { self.is_called(name) }
-    }
-
     /// The definition of `name` that a reference from outside finds here.
     pub(crate) fn definition(&self, name: &str, version: Option<&str>) -> Result<Option<DynSym>> {
         let (dynamic, pages) = (self.dynamic()?, &self.pages);

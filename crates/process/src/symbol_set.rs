@@ -198,13 +198,6 @@ impl ObjectSymbols {
         (!file.name.is_empty()).then(|| (index, String::from_utf8_lossy(file.name).into_owned()))
     }
 
-    /// The names and versions of the dynamic symbols at `value`.
-    pub(crate) fn exported_at(&self, value: u64) -> Vec<(String, Option<Version>)> {
-        let at = self.dynamic.iter().enumerate().filter(|(_, raw)| raw.value == value && defined(raw));
-        let entries = at.map(|(i, raw)| self.decode(Table::Dynamic, i, raw));
-        entries.map(|e| (text(e.name), e.version)).collect()
-    }
-
     /// The names of all function symbols, each with its address, in no order.
     pub fn functions(&self) -> impl Iterator<Item = (String, LinkAddr)> {
         self.entries().filter(|e| is_code(&e.raw)).map(|e| (e.spelled(), LinkAddr(e.raw.value)))

@@ -348,7 +348,7 @@ impl<'t> Object<'t> {
         if dynamic.has_textrel() {
             let (start, end) = (self.to_link(range.start).0, self.to_link(range.end).0);
             let hit = |r: &&Rela| r.offset < end && r.offset.saturating_add(8) > start;
-            if let Some(r) = dynamic.relocations(&self.pages)?.iter().find(hit) {
+            if let Some(r) = self.relocations()?.iter().find(hit) {
                 let address = self.to_remote(LinkAddr(r.offset));
                 return Err(SymbolError::TextRelocation { object: self.name().to_owned(), address }.into());
             }

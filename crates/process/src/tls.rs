@@ -97,10 +97,13 @@ impl Objects<'_> {
     fn bound_tpoff(&self, object: &Object<'_>) -> Result<Option<u64>> {
         for user in self.iter().filter(|o| o.namespace() == object.namespace()) {
             let dynamic = user.dynamic()?;
-            for r in dynamic.relocations(&user.pages)? {
-                if r.kind != elf::R_X86_64_TPOFF64 {
-                    continue;
-                }
+            let slots: Vec<_> =
+                user.relocations()?.iter().filter(|r| r.kind == elf::R_X86_64_TPOFF64).collect();
+            if slots.is_empty() {
+                continue;
+            }
+            let scope = self.scope(&[user.id()])?;
+            for r in slots {
                 let at = match r.symbol {
                     0 if user.id() == object.id() => 0,
                     0 => continue,
@@ -114,7 +117,6 @@ impl Objects<'_> {
                         } else {
                             let Some(name) = dynamic.name_of(&user.pages, &s)? else { continue };
                             let version = dynamic.needed_version_of(&user.pages, index)?;
-                            let scope = self.scope(&[user.id()])?;
                             match scope.resolve(&name, version.as_deref()) {
                                 Ok(found) if found.object == object.id() => match found.value {
                                     Value::Tls { offset } => offset,
