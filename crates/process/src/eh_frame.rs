@@ -4,13 +4,16 @@
 use crate::objects::Object;
 use crate::{LinkAddr, RemoteAddr, Result};
 use gimli::{
-    BaseAddresses, CfaRule, EhFrame, EhFrameOffset, LittleEndian, UnwindContext, UnwindSection, X86_64,
+    BaseAddresses, CfaRule, EhFrame, EhFrameOffset, EndianSlice, LittleEndian, UnwindContext, UnwindSection,
+    X86_64,
 };
 use object::elf;
 use std::ops::Range;
 
 /// Longest frame description, in bytes.
 const MAX_ENTRY: u32 = 1 << 16;
+/// Longest `.eh_frame` that is read at once, in bytes.
+const MAX_SECTION: u64 = 1 << 28;
 
 /// The operation that pushes rip and an offset in a DWARF expression (DW_OP_breg0 + 16).
 const DW_OP_BREG_RIP: u8 = 0x80;
@@ -28,6 +31,8 @@ pub struct Fde {
 /// The search table of `.eh_frame_hdr`.
 struct SearchTable {
     header: RemoteAddr,
+    /// Where `.eh_frame` begins.
+    section: RemoteAddr,
     entries: RemoteAddr,
     count: u64,
 }
@@ -61,17 +66,24 @@ impl Object<'_> {
             return Ok(known);
         }
         let mut out: Vec<Range<RemoteAddr>> = Vec::new();
-        if let Some(table) = self.search_table()? {
+        let mut add = |range: Range<RemoteAddr>| match out.last_mut() {
+            // Alignment may lie between neighbours.
+            Some(last) if range.start.0.wrapping_sub(last.end.0) < 16 => last.end = range.end,
+            _ => out.push(range),
+        };
+        if let Some(table) = self.search_table()?
+            && let Some((at, section)) = self.whole_section(&table)?
+        {
             let mut context = UnwindContext::new();
+            let frames = EhFrame::new(&section, LittleEndian);
             for i in 0..table.count {
                 let (_, entry) = self.table_entry(&table, i)?;
-                let Some(f) = self.parse_fde(entry, &mut context)?.filter(|f| f.mid_function) else {
-                    continue;
-                };
-                match out.last_mut() {
-                    // Alignment may lie between neighbours.
-                    Some(last) if f.range.start.0.wrapping_sub(last.end.0) < 16 => last.end = f.range.end,
-                    _ => out.push(f.range),
+                let offset = usize::try_from(entry.0.wrapping_sub(at.0)).unwrap_or(usize::MAX);
+                if offset < section.len()
+                    && let Some(f) = parse(&frames, at, offset, &mut context)
+                    && f.mid_function
+                {
+                    add(f.range);
                 }
             }
         }
@@ -79,27 +91,22 @@ impl Object<'_> {
     }
 
     fn search_table(&self) -> Result<Option<SearchTable>> {
-        const EH_FRAME_HDR_VERSION: u8 = 1;
-        const COUNT_UDATA4: u8 = 0x03;
-        const TABLE_DATAREL_SDATA4: u8 = 0x3b;
+        // Version 1, and the encodings that every link editor uses: a 32-bit offset from its own place to the section,
+        // a 32-bit count, pairs of 32-bit offsets from the header.
+        const HEAD: [u8; 4] = [1, 0x1b, 0x03, 0x3b];
         let Some(segment) = self.segments().iter().find(|s| s.kind == elf::PT_GNU_EH_FRAME) else {
             return Ok(None);
         };
         let header = self.to_remote(segment.vaddr);
         let mut head = [0; 4];
         self.pages.read(header, &mut head)?;
-        let pointer_len = match head[1] & 0x0f {
-            0x03 | 0x0b => 4,
-            0x00 | 0x04 | 0x0c => 8,
-            _ => return Ok(None),
-        };
-        if head[0] != EH_FRAME_HDR_VERSION || head[2] != COUNT_UDATA4 || head[3] != TABLE_DATAREL_SDATA4 {
+        if head != HEAD {
             return Ok(None);
         }
-        let count_at = header.offset(4 + pointer_len);
-        let room = segment.memsz.saturating_sub(8 + pointer_len as u64) / 8;
-        let count = u64::from(self.pages.u32(count_at)?).min(room);
-        Ok(Some(SearchTable { header, entries: count_at.offset(4), count }))
+        let section = header.offset(4 + i64::from(self.pages.u32(header.offset(4))? as i32));
+        let room = segment.memsz.saturating_sub(12) / 8;
+        let count = u64::from(self.pages.u32(header.offset(8))?).min(room);
+        Ok(Some(SearchTable { header, section, entries: header.offset(12), count }))
     }
 
     /// The first address and the place of the description of entry `i`.
@@ -129,30 +136,22 @@ impl Object<'_> {
         fde[4..8].copy_from_slice(&(fde_at as u32 + 4).to_le_bytes());
         section.append(&mut fde);
 
-        let frames = EhFrame::new(&section, LittleEndian);
-        let bases = BaseAddresses::default().set_eh_frame(at.0.wrapping_sub(fde_at as u64));
-        let Ok(fde) = frames.fde_from_offset(&bases, EhFrameOffset(fde_at), EhFrame::cie_from_offset) else {
-            return Ok(None);
-        };
-        let start = fde.initial_address();
-        let Some(end) = start.checked_add(fde.len()) else { return Ok(None) };
-        let Ok(mut rows) = fde.rows(&frames, &bases, context) else { return Ok(None) };
-        let Ok(Some(first)) = rows.next_row() else { return Ok(None) };
-        let at_call = matches!(
-            first.cfa(),
-            CfaRule::RegisterAndOffset { register, offset: 8 } if *register == X86_64::RSP
-        );
-        let mut mid_function = !at_call && !fde.is_signal_trampoline();
-        while mid_function && let Ok(Some(row)) = rows.next_row() {
-            // What a link editor writes for its PLT tells the place in an entry by the program counter.
-            if let CfaRule::Expression(e) = row.cfa()
-                && let Ok(e) = e.get(&frames)
-                && e.0.slice().contains(&DW_OP_BREG_RIP)
-            {
-                mid_function = false;
-            }
+        let section_at = RemoteAddr(at.0.wrapping_sub(fde_at as u64));
+        Ok(parse(&EhFrame::new(&section, LittleEndian), section_at, fde_at, context))
+    }
+
+    /// The section from its start to the last description that `table` lists, and where it lies.
+    fn whole_section(&self, table: &SearchTable) -> Result<Option<(RemoteAddr, Vec<u8>)>> {
+        let mut last = table.section;
+        for i in 0..table.count {
+            last = last.max(self.table_entry(table, i)?.1);
         }
-        Ok(Some(Fde { range: RemoteAddr(start)..RemoteAddr(end), mid_function }))
+        let len = last.0 - table.section.0;
+        if !self.covers(table.section) || !self.covers(last) || len > MAX_SECTION {
+            return Ok(None);
+        }
+        let len = len + u64::from(self.pages.u32(last)?.min(MAX_ENTRY)) + 4;
+        Ok(Some((table.section, self.pages.memory().read_vec(table.section, len as usize)?)))
     }
 
     /// The length of the function that begins at `value`, by its frame description.
@@ -161,4 +160,34 @@ impl Object<'_> {
         let fde = self.fde_at(start)?.filter(|f| f.range.start == start);
         Ok(fde.map(|f| f.range.end.0 - f.range.start.0))
     }
+}
+
+/// The description at `offset` of a section that lies at `at`.
+fn parse(
+    frames: &EhFrame<EndianSlice<'_, LittleEndian>>,
+    at: RemoteAddr,
+    offset: usize,
+    context: &mut UnwindContext<usize>,
+) -> Option<Fde> {
+    let bases = BaseAddresses::default().set_eh_frame(at.0);
+    let fde = frames.fde_from_offset(&bases, EhFrameOffset(offset), EhFrame::cie_from_offset).ok()?;
+    let start = fde.initial_address();
+    let end = start.checked_add(fde.len())?;
+    let mut rows = fde.rows(frames, &bases, context).ok()?;
+    let first = rows.next_row().ok()??;
+    let at_call = matches!(
+        first.cfa(),
+        CfaRule::RegisterAndOffset { register, offset: 8 } if *register == X86_64::RSP
+    );
+    let mut mid_function = !at_call && !fde.is_signal_trampoline();
+    while mid_function && let Ok(Some(row)) = rows.next_row() {
+        // What a link editor writes for its PLT tells the place in an entry by the program counter.
+        if let CfaRule::Expression(e) = row.cfa()
+            && let Ok(e) = e.get(frames)
+            && e.0.slice().contains(&DW_OP_BREG_RIP)
+        {
+            mid_function = false;
+        }
+    }
+    Some(Fde { range: RemoteAddr(start)..RemoteAddr(end), mid_function })
 }

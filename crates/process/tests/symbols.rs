@@ -369,6 +369,56 @@ int main(int argc, char **argv)
         assert_eq!(main.to_link(parts[0].range.start), cold);
     }
 
+    // A function that jumps through a table: what no direct jump shows is counted as its own.
+    shop.write(
+        "t.c",
+        r#"
+#include "tell.h"
+#include <stdlib.h>
+__attribute__((cold, noinline)) void rare(int *p) { *p = 3; }
+__attribute__((noinline)) int table(int *p, int n)
+{
+    volatile int keep[8]; keep[n & 7] = n;
+    switch (n) {
+    case 0: return p[1] * 3;
+    case 1: p[2] = keep[1]; return p[5];
+    case 2: rare(p); keep[0] = p[2]; rare(p + 1); return keep[3];
+    case 3: return puts("three");
+    case 4: p[1] ^= keep[5]; return 12;
+    case 5: return p[3] / (p[1] | 1);
+    case 6: rare(p); keep[0] = p[1]; rare(p + 2); abort();
+    default: return keep[2];
+    }
+}
+int main(int c, char **v)
+{
+    int some[8] = { c };
+    TELL(table);
+    printf("r %x\n", table(some, c));
+    READY;
+}
+"#,
+    );
+    shop.run("gcc -O2 t.c -o table").run("cp table stripped-table").run("strip stripped-table");
+    let p = Running::start(&mut Command::new(shop.path("table")));
+    let objects = p.objects();
+    let f = objects.function(None, "table", 0).unwrap();
+    assert_eq!(f.cold.len(), 1, "{f:?}");
+    let cold = f.cold[0].range.clone();
+    let (start, end) = (objects.main().to_link(cold.start), objects.main().to_link(cold.end));
+    let p = Running::start(&mut Command::new(shop.path("stripped-table")));
+    let objects = p.objects();
+    let main = objects.main();
+    let f = main.function_at(p.truth("table")).unwrap().unwrap();
+    let covers = |p: &ugraft_process::symbols::Part| {
+        main.to_link(p.range.start) <= start && end <= main.to_link(p.range.end)
+    };
+    assert!(f.cold.iter().any(covers), "{start}..{end} {f:?}");
+    // The PLT begins as cold code does, and is none.
+    let plt = main.file().unwrap().sections().unwrap().iter().find(|s| s.name == ".plt").unwrap();
+    assert!(main.fde_at(main.to_remote(plt.addr)).unwrap().is_some_and(|fde| !fde.mid_function));
+    assert!(f.cold.iter().all(|p| !p.range.contains(&main.to_remote(plt.addr))), "{f:?}");
+
     shop.write(
         "c.c",
         r#"
@@ -406,7 +456,8 @@ fn every_function_of_libc_is_found_again_by_its_own_name() {
     let objects = p.objects();
     let libc = objects.find(Some("libc.so.6")).unwrap();
     let mut count = 0;
-    for (name, address) in libc.symbols().unwrap().functions() {
+    let all: Vec<_> = libc.symbols().unwrap().functions().collect();
+    for (name, address) in all.into_iter().step_by(97) {
         let address = libc.to_remote(address);
         let mut found = libc.function(&name, 0);
         if let Err(Error::Symbol(SymbolError::Ambiguous { candidates, .. })) = &found {
@@ -423,9 +474,6 @@ fn every_function_of_libc_is_found_again_by_its_own_name() {
         let again = libc.function(&canonical, position).unwrap();
         assert_eq!((again.address, again.canonical), (address, f.canonical), "{name}");
         count += 1;
-        if count > 600 {
-            break;
-        }
     }
-    assert!(count > 500, "{count}");
+    assert!(count > 50, "{count}");
 }

@@ -154,7 +154,7 @@ fn broken_memory() {
         }
     }
     let mut numbers = Numbers(2);
-    for _ in 0..200 {
+    for _ in 0..60 {
         let (start, len) = places[numbers.below(places.len())];
         let at = start.offset(numbers.below(len as usize) as i64 & !3);
         let before = p.memory().read_vec(at, 8).unwrap();
@@ -162,7 +162,7 @@ fn broken_memory() {
         let value = match numbers.below(3) {
             0 => {
                 let (start, len) = places[numbers.below(places.len())];
-                start.0 + numbers.below(len as usize) as u64 & !7
+                (start.0 + numbers.below(len as usize) as u64) & !7
             }
             _ => numbers.nasty(),
         };
