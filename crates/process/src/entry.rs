@@ -18,6 +18,7 @@
 
 use crate::RemoteAddr;
 use crate::function::{self, Branches, Function, Intruder};
+use crate::padding;
 use crate::trampoline;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
 use serde::{Deserialize, Serialize};
@@ -28,8 +29,6 @@ const PAGE: u64 = 4096;
 const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
 /// Length of `jmp rel8`.
 const SHORT_LEN: usize = 2;
-/// Functions begin at multiples of this, where padding without a known next function has to end.
-const ALIGN: u64 = 16;
 
 /// Why a function cannot be redirected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -264,7 +263,7 @@ impl Entry {
         let base = place.offset(SHORT_LEN as i64);
         let reach = base.offset(i8::MIN.into())..base.offset(i64::from(i8::MAX) + 1);
         let len = trampoline::NEAR_LEN as i64;
-        for gap in function::gaps(f, reach.clone()) {
+        for gap in padding::gaps(f, reach.clone()) {
             // A jump may begin anywhere in the gap; the bytes from the place on are spoken for.
             let mut pad = gap.start.max(reach.start);
             while pad.offset(len) <= gap.end && pad < reach.end {
@@ -341,21 +340,7 @@ impl Entry {
         if own >= need {
             return Ok(own);
         }
-        let next = f.neighbours.iter().map(|r| r.start).filter(|start| *start >= f.end()).min();
-        let text_end = f.text.range().end;
-        let limit = next.unwrap_or(text_end).min(text_end);
-        let behind = f.text.get(f.end().min(limit)..limit).unwrap_or_default();
-        let padding = function::padding(f.end(), behind);
-        let padded_to = f.end().offset(padding as i64);
-        let safe = match next {
-            Some(_) => padded_to,
-            // Nobody says where the next function begins, and it may begin with nops: trust its alignment only.
-            None => {
-                let aligned = RemoteAddr(f.end().0.next_multiple_of(ALIGN));
-                if padded_to >= aligned { aligned } else { f.end() }
-            }
-        };
-        let room = safe.distance_from(place).max(0) as usize;
+        let room = padding::end_behind(f).distance_from(place).max(0) as usize;
         if room < need {
             return Err(EntryRefusal::TooShort { start: f.start, room, need });
         }

@@ -1,4 +1,4 @@
-//! What the code of a function says about its first bytes: who branches into them, and what lies behind the function.
+//! What the code of an object says about a function's first bytes: who branches into them.
 //!
 //! Questions are answered from the bytes of the file, not from those in memory: a breakpoint in the middle of a
 //! function must not hide the instruction below it.
@@ -16,13 +16,13 @@
 //!   a function.
 
 use crate::RemoteAddr;
-use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
 use std::ops::Range;
 
 /// How far a branch with an 8-bit displacement reaches, in bytes.
 const SHORT_REACH: i64 = 128;
 /// How far before the short branches' reach decoding starts, to be in step by then.
-const SYNC: i64 = 64;
+pub(crate) const SYNC: i64 = 64;
 /// How far around a function's start bytes can matter to its redirect, in bytes: see [`Function::memory`].
 pub const NEARBY: i64 = 192;
 /// Most entries of a jump table that are looked at.
@@ -325,82 +325,10 @@ fn near(f: &Function<'_>, to: RemoteAddr) -> bool {
     f.text.range().contains(&to)
 }
 
-/// How many of the leading `bytes`, which lie at `addr`, are padding as compilers, assemblers and linkers lay between functions: nops
-/// of any length, `int3`, zeros.
-pub(crate) fn padding(addr: RemoteAddr, bytes: &[u8]) -> usize {
-    let mut done = 0;
-    while done < bytes.len() {
-        if matches!(bytes[done], 0xcc | 0x00) {
-            done += 1;
-            continue;
-        }
-        let mut decoder =
-            Decoder::with_ip(64, &bytes[done..], addr.offset(done as i64).0, DecoderOptions::NONE);
-        let instruction = decoder.decode();
-        if !is_nop(&instruction) {
-            break;
-        }
-        done += instruction.len();
-    }
-    done
-}
-
-/// Whether an instruction does nothing: the nops that are named so, and `lea reg, [reg+0]`, which old assemblers used.
-fn is_nop(instruction: &Instruction) -> bool {
-    match instruction.mnemonic() {
-        Mnemonic::Nop => true,
-        Mnemonic::Lea => {
-            instruction.code() == Code::Lea_r64_m
-                && instruction.memory_base() == instruction.op0_register()
-                && instruction.memory_index() == Register::None
-                && instruction.memory_displacement64() == 0
-        }
-        _ => false,
-    }
-}
-
 /// Whether control never goes on behind it.
 pub(crate) fn is_terminator(instruction: &Instruction) -> bool {
     matches!(
         instruction.flow_control(),
         FlowControl::UnconditionalBranch | FlowControl::IndirectBranch | FlowControl::Return
     ) || matches!(instruction.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 | Mnemonic::Hlt)
-}
-
-/// Padding between functions near `around`, in which a jump may lie: gaps of the known functions that are filled with padding
-/// entirely, behind a function that control cannot leave at its end.
-pub(crate) fn gaps(f: &Function<'_>, around: Range<RemoteAddr>) -> Vec<Range<RemoteAddr>> {
-    let mut known: Vec<_> =
-        f.neighbours.iter().cloned().chain([f.start..f.end()]).filter(|r| r.start < r.end).collect();
-    known.sort_unstable_by_key(|r| (r.start, r.end));
-    let mut gaps = Vec::new();
-    let mut last: Option<Range<RemoteAddr>> = None;
-    for next in known {
-        if let Some(previous) = &last {
-            let gap = previous.end..next.start;
-            if gap.start < gap.end
-                && gap.start < around.end
-                && around.start < gap.end
-                && f.text.get(gap.clone()).is_some_and(|bytes| padding(gap.start, bytes) == bytes.len())
-                && ends_for_good(f, previous)
-            {
-                gaps.push(gap);
-            }
-        }
-        if last.as_ref().is_none_or(|previous| next.end > previous.end) {
-            last = Some(next);
-        }
-    }
-    gaps
-}
-
-/// Whether the last instruction of a function is a [terminator](is_terminator), in the decoding from its start.
-fn ends_for_good(f: &Function<'_>, extent: &Range<RemoteAddr>) -> bool {
-    let Some(bytes) = f.text.get(extent.clone()) else { return false };
-    let mut decoder = Decoder::with_ip(64, bytes, extent.start.0, DecoderOptions::NONE);
-    let mut instruction = Instruction::default();
-    while decoder.can_decode() {
-        decoder.decode_out(&mut instruction);
-    }
-    !instruction.is_invalid() && instruction.next_ip() == extent.end.0 && is_terminator(&instruction)
 }

@@ -58,6 +58,7 @@ mod dynamic;
 mod exit_path;
 mod ifunc;
 mod look;
+mod padding;
 mod pages;
 mod parts;
 mod ptrace;

@@ -2,7 +2,7 @@
 //!
 //! None of these forms needs a register, touches a flag or the stack. The indirect form carries the `notrack` prefix
 //! (3e), so that it may lead to code without `endbr64` under indirect-branch tracking too; elsewhere the prefix is
-//! ignored (Intel SDM vol. 1, 17.3 "ENDBRANCH and legacy compatibility").
+//! ignored (Intel SDM vol. 1, the chapter on control-flow enforcement).
 
 use crate::RemoteAddr;
 

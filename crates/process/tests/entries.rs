@@ -139,9 +139,53 @@ fn short_functions_need_padding_that_is_theirs() {
 fn padding_is_promised_once() {
     let mut bytes = [0x90; 16];
     bytes[..3].copy_from_slice(&[0x31, 0xc0, 0xc3]);
-    let taken = [START.offset(4)..START.offset(9)];
-    let f = Function { size: 3, memory: None, taken: &taken, ..function(&bytes, &bytes) };
-    assert_eq!(Entry::analyze(&f), Err(EntryRefusal::PaddingTaken(START)));
+    let analyze = |taken: Range<RemoteAddr>| {
+        Entry::analyze(&Function { size: 3, memory: None, taken: &[taken], ..function(&bytes, &bytes) })
+    };
+    assert_eq!(analyze(START.offset(4)..START.offset(9)).unwrap().jump(), START.offset(9));
+    assert_eq!(analyze(START.offset(4)..START.offset(12)), Err(EntryRefusal::PaddingTaken(START)));
+}
+
+/// A function two bytes before a page's end, `before` right before it and `behind` right behind it; nothing known of others.
+fn at_the_page_end(before: &[u8], behind: &[u8]) -> Result<Entry, EntryRefusal> {
+    let start = RemoteAddr(0x40_1ffe);
+    // mov eax, 1; nop by the way, ending in step.
+    let mut bytes = [0xb8, 1, 0, 0, 0].repeat(60);
+    bytes.extend(before);
+    let at = bytes.len();
+    bytes.extend(&CODE[..SIZE as usize]);
+    bytes.extend(behind);
+    bytes.extend([0xf4; 64]);
+    let text = Text { addr: start.offset(-(at as i64)), bytes: &bytes };
+    let f = Function { start, size: SIZE, text, memory: Some(text), neighbours: &[], data: &[], taken: &[] };
+    Entry::analyze(&f)
+}
+
+#[test]
+fn an_entry_across_pages_goes_through_the_padding_that_adjoins_it() {
+    let start = RemoteAddr(0x40_1ffe);
+    let end = start.offset(SIZE as i64);
+    let refusal = EntryRefusal::StraddlesPage { place: start };
+    // The function ends at ...9, seven bytes before the next could begin.
+    let behind = at_the_page_end(&[], &[0x90; 7]).unwrap();
+    assert!(behind.is_springboard());
+    assert_eq!((behind.jump(), behind.watch_install()), (end, vec![start.offset(1)..start.offset(2)]));
+    assert_eq!(behind.watch_restore(), [end..end.offset(5)]);
+    let writes = behind.entry_to(RemoteAddr(0x40_0000)).unwrap();
+    // First the jump that nobody comes to yet, then the way to it.
+    assert_eq!((writes[0].addr, writes[0].bytes.len()), (end, 5));
+    assert_eq!((writes[1].addr, &*writes[1].bytes), (start, &[0xeb, 9][..]));
+    let back: Vec<_> = behind.restore().into_iter().map(|w| (w.addr, w.bytes)).collect();
+    assert_eq!(back, [(start, CODE[..2].to_vec()), (end, vec![0x90; 5])]);
+
+    assert_eq!(at_the_page_end(&[], &[0x90; 6]), Err(refusal.clone()));
+    for padding in [0x90, 0xcc] {
+        let before = [&[0xc3][..], &[padding; 6]].concat();
+        assert_eq!(at_the_page_end(&before, &[]).unwrap().jump(), start.offset(-6));
+        // Too short, and behind an instruction that runs into it.
+        assert_eq!(at_the_page_end(&before[..5], &[]), Err(refusal.clone()));
+        assert_eq!(at_the_page_end(&before[1..], &[]), Err(refusal.clone()));
+    }
 }
 
 #[test]
