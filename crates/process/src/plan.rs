@@ -80,6 +80,23 @@ pub fn check_build_ids(desc: &PatchDesc, objects: &Objects<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Refuses names without a position that several functions of a loaded object bear. The description cannot tell: there,
+/// no position is the first one.
+///
+/// # Errors
+/// [`Error::Symbol`] with the positions there are.
+pub fn check_ambiguity(patch: &PatchFile, objects: &Objects<'_>) -> Result<()> {
+    for object in &patch.metadata().objects {
+        for func in object.funcs.iter().filter(|func| func.old_sympos == 0) {
+            let at = |position| objects.function(object.name.as_deref(), &func.old_name, position);
+            if let (Err(ambiguous), Ok(_)) = (at(0), at(1)) {
+                return Err(ambiguous);
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Refuses callbacks, which nobody can run in the target yet.
 ///
 /// # Errors

@@ -217,6 +217,7 @@ impl Session {
         self.check_undisturbed()?;
         let desc = plan::describe(patch, &objects);
         plan::check_build_ids(&desc, &objects)?;
+        plan::check_ambiguity(patch, &objects)?;
         plan::check_callbacks(&desc)?;
         self.note_objects(&objects)?;
         self.step(Event::Load { desc: desc.clone(), enable, ignore_order: options.ignore_order })?;
