@@ -94,12 +94,16 @@ impl State {
         }
     }
 
-    /// Where the entries of all patched functions have to lead: what a run of the tool that takes over brings a target to.
+    /// Where the entries of all patched functions have to lead; all others lead to the original. This is what a run of the
+    /// tool that takes over makes true, after two looks at the target:
     ///
-    /// If the target says that the transition has begun, first [`crate::Event::Resumed`] takes the state to where the target
-    /// is. If the target has a transition that has begun and the state has none (or one that is completing), then the state
-    /// is ahead: what is pending is struck, the transition ended, and every entry settled, those that are not named here to
-    /// the original. If nothing has begun, stubs mean their source, and the entries can be made good at any time.
+    /// 1. If a transition has begun there and the state's is initializing or started, [`crate::Event::Resumed`] takes the
+    ///    state to where the target is, and its effects are carried out.
+    /// 2. If one has begun there and the state has none, or one that is completing, the state is ahead: who is pending still
+    ///    is struck, for that can only be left of a force.
+    ///
+    /// Then every entry is led to where it has to lead, and a library that is loaded and not on its way is admitted. That is
+    /// safe at any time: a stub means its source until its transition begins, and a side is settled only when all are on it.
     pub fn entries(&self) -> Vec<Effect> {
         self.steady_all().into_iter().map(|(func, _)| self.entry(&func).effect(func)).collect()
     }
