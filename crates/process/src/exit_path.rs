@@ -1,4 +1,5 @@
-//! Whether the code ahead of an instruction returns to where the call frame information says.
+//! The way out of a function as its instructions have it: a check on call frame information, and in place of it where
+//! there is none.
 //!
 //! Tables made with `-fno-asynchronous-unwind-tables` are right at calls and may be wrong elsewhere: clang's say
 //! nothing of epilogues, gcc's nothing of arguments being pushed. Nothing marks such tables, and believed at an
@@ -7,6 +8,10 @@
 //! one the table names, or to a jump out of the function, where the target's table must name it. Several paths may be
 //! followed; if some reach an end and none agrees, the tables are not believed. A path that cannot be followed
 //! (a value loaded from elsewhere, too long a way) says nothing.
+//!
+//! musl comes without tables. Most of its functions that threads sleep in are a few instructions from their `ret`, and
+//! there the instructions themselves say where the return address is, as surely as a table: [`way_out`]. A path is good
+//! for that only if it meets no call, since what follows a call that never returns may be another function.
 
 use crate::RemoteAddr;
 use crate::memory::Memory;
@@ -61,6 +66,11 @@ fn number(register: Register) -> Option<usize> {
 /// Registers that a call may change (System V ABI, AMD64 supplement, figure 3.4), by DWARF number.
 const CALLER_SAVED: [usize; 9] = [0, 1, 2, 4, 5, 8, 9, 10, 11];
 
+/// Registers that a function must preserve (the same): rbx, rbp, r12 to r15.
+const PRESERVED: [usize; 6] = [3, 6, 12, 13, 14, 15];
+/// Registers that a system call changes: rax, rcx, r11.
+const SYSCALL_CHANGES: [usize; 3] = [0, 2, 11];
+
 /// False if the code ahead of `pc`, which lies in `code`, returns elsewhere than to the address in the word at
 /// `slot`. `row_of` gives the rules for an address outside of `code`.
 pub(crate) fn agrees(
@@ -71,29 +81,88 @@ pub(crate) fn agrees(
     slot: u64,
     mut row_of: impl FnMut(u64) -> Option<std::sync::Arc<Row>>,
 ) -> bool {
-    let mut walker = Walker {
-        memory,
-        code: code.clone(),
-        chunk: (0, Vec::new()),
-        info: InstructionInfoFactory::new(),
-        budget: MAX_INSTRUCTIONS,
-    };
-    let mut paths = vec![Point { pc, registers: *registers, written: HashMap::new() }];
-    let mut seen = HashSet::new();
+    let mut walker = Walker::new(memory, code);
+    let mut paths = Paths::from(pc, registers);
     let mut disagreed = false;
-    let mut begun = 0;
-    while let Some(path) = paths.pop() {
-        begun += 1;
-        if begun > MAX_PATHS {
-            break;
-        }
-        match walker.follow(path, &mut seen, &mut paths, &mut row_of) {
-            Some(found) if found == slot => return true,
+    while let Some(path) = paths.next() {
+        match walker.follow(path, &mut paths, &mut |at| slot_by(row_of(at.pc)?.as_ref(), &at.registers)) {
+            Some(out) if out.slot == slot => return true,
             Some(_) => disagreed = true,
             None => {}
         }
     }
     !disagreed
+}
+
+/// How a function that has no call frame information is left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WayOut {
+    /// The word from which the return address is taken.
+    pub(crate) slot: u64,
+    /// The return address.
+    pub(crate) ra: u64,
+    /// The caller's registers that the function preserves, by DWARF number; the others are `None`.
+    pub(crate) registers: [Option<u64>; REGISTERS],
+}
+
+/// The way out from `pc`, in `code`, as the instructions themselves have it: through branches and direct jumps, but not
+/// through calls, which need not return. `None` if no path gets to a `ret`, or if two get to different ones.
+pub(crate) fn way_out(
+    memory: &Memory,
+    registers: &[Option<u64>; REGISTERS],
+    pc: u64,
+    code: &Range<u64>,
+) -> Option<WayOut> {
+    let mut walker = Walker::new(memory, code);
+    walker.calls = false;
+    let mut paths = Paths::from(pc, registers);
+    let mut found: Option<WayOut> = None;
+    while let Some(path) = paths.next() {
+        let Some(out) = walker.follow(path, &mut paths, &mut |_| None) else { continue };
+        let mut way = WayOut { slot: out.slot, ra: out.ra?, registers: [None; REGISTERS] };
+        for r in PRESERVED {
+            way.registers[r] = out.registers[r];
+        }
+        match &mut found {
+            None => found = Some(way),
+            Some(first) if (first.slot, first.ra) != (way.slot, way.ra) => return None,
+            Some(first) => {
+                for r in PRESERVED {
+                    if first.registers[r] != way.registers[r] {
+                        first.registers[r] = None;
+                    }
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The end of a path: a return.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Out {
+    slot: u64,
+    ra: Option<u64>,
+    registers: [Option<u64>; REGISTERS],
+}
+
+/// Paths still to be followed, and what was seen on those before.
+struct Paths {
+    waiting: Vec<Point>,
+    seen: HashSet<u64>,
+    left: usize,
+}
+
+impl Paths {
+    fn from(pc: u64, registers: &[Option<u64>; REGISTERS]) -> Self {
+        let first = Point { pc, registers: *registers, written: HashMap::new() };
+        Self { waiting: vec![first], seen: HashSet::new(), left: MAX_PATHS }
+    }
+
+    fn next(&mut self) -> Option<Point> {
+        self.left = self.left.checked_sub(1)?;
+        self.waiting.pop()
+    }
 }
 
 /// Where control goes from an instruction.
@@ -114,23 +183,35 @@ struct Walker<'a> {
     chunk: (u64, Vec<u8>),
     info: InstructionInfoFactory,
     budget: usize,
+    /// Whether calls are taken to return, and indirect jumps to go where they seem to.
+    calls: bool,
 }
 
-impl Walker<'_> {
-    /// Follows one path to its end: the address of the word that holds the return address.
+impl<'a> Walker<'a> {
+    fn new(memory: &'a Memory, code: &Range<u64>) -> Self {
+        Self {
+            memory,
+            code: code.clone(),
+            chunk: (0, Vec::new()),
+            info: InstructionInfoFactory::new(),
+            budget: MAX_INSTRUCTIONS,
+            calls: true,
+        }
+    }
+
+    /// Follows one path to its end. `outside` tells, where the path leaves `code`, which word will be returned by.
     fn follow(
         &mut self,
         mut at: Point,
-        seen: &mut HashSet<u64>,
-        others: &mut Vec<Point>,
-        row_of: &mut impl FnMut(u64) -> Option<std::sync::Arc<Row>>,
-    ) -> Option<u64> {
+        paths: &mut Paths,
+        outside: &mut impl FnMut(&Point) -> Option<u64>,
+    ) -> Option<Out> {
         loop {
             if !self.code.contains(&at.pc) {
-                let row = row_of(at.pc)?;
-                return slot_by(&row, &at.registers);
+                let slot = outside(&at)?;
+                return Some(Out { slot, ra: self.load(slot, &at), registers: at.registers });
             }
-            if self.budget == 0 || !seen.insert(at.pc) {
+            if self.budget == 0 || !paths.seen.insert(at.pc) {
                 return None;
             }
             self.budget -= 1;
@@ -138,12 +219,13 @@ impl Walker<'_> {
             match self.execute(&instruction, &mut at) {
                 Next::At(pc) => at.pc = pc,
                 Next::Either(pc, jump) => {
-                    let mut other = at.clone();
-                    other.pc = jump;
-                    others.push(other);
+                    paths.waiting.push(Point { pc: jump, ..at.clone() });
                     at.pc = pc;
                 }
-                Next::Return => return at.registers[RSP],
+                Next::Return => {
+                    let slot = at.registers[RSP]?;
+                    return Some(Out { slot, ra: self.load(slot, &at), registers: at.registers });
+                }
                 Next::Unknown => return None,
             }
         }
@@ -168,14 +250,21 @@ impl Walker<'_> {
     /// Does what `i` does to the registers, as far as that is known, and tells what comes next.
     fn execute(&mut self, i: &Instruction, at: &mut Point) -> Next {
         match i.flow_control() {
-            FlowControl::Return => return Next::Return,
+            // `ret n` is no ABI's on x86-64.
+            FlowControl::Return if i.op_count() == 0 => return Next::Return,
             FlowControl::UnconditionalBranch => return Next::At(i.near_branch_target()),
             FlowControl::ConditionalBranch => return Next::Either(i.next_ip(), i.near_branch_target()),
-            FlowControl::IndirectBranch => {
+            FlowControl::IndirectBranch if self.calls => {
                 let target = self.operand(i, 0, at);
                 return target.map_or(Next::Unknown, Next::At);
             }
-            FlowControl::Call | FlowControl::IndirectCall => {
+            FlowControl::Call if i.mnemonic() == Mnemonic::Syscall => {
+                for r in SYSCALL_CHANGES {
+                    at.registers[r] = None;
+                }
+                return Next::At(i.next_ip());
+            }
+            FlowControl::Call | FlowControl::IndirectCall if self.calls => {
                 for r in CALLER_SAVED {
                     at.registers[r] = None;
                 }

@@ -1,9 +1,10 @@
-//! The strict unwinder: from a stopped thread's registers through its frames, by call frame information only.
+//! The strict unwinder: from a stopped thread's registers through its frames, by call frame information.
 //!
-//! It never guesses. Every frame must have rules, every rule must find its value, frames must follow one another
+//! It never guesses. Every frame must have rules (or be left by instructions that tell as much, see
+//! [`crate::exit_path`]), every rule must find its value, frames must follow one another
 //! upwards within one stack (another stack is reached only through a signal frame whose contents are checked), a
 //! return address must stand behind a call instruction, and what the innermost instructions say about the return
-//! address must agree with the rules ([`crate::exit_path`]). The end is reached only where the rules say that there is
+//! address must agree with the rules. The end is reached only where the rules say that there is
 //! no caller, as both C libraries' or the compiler's start code does, never because a value is 0 or cannot be read.
 //!
 //! A walk that stops early is still good for what it covered: all activations whose return addresses lie between the
@@ -221,6 +222,7 @@ impl<'a> Unwinder<'a> {
             Err(NoCfi::NoEntry) if self.is_trampoline(frame, registers) => {
                 return self.interrupted(frame, None);
             }
+            Err(NoCfi::NoEntry) => return self.by_code(registers, frame).map(Some),
             Err(e) => return Err(e.into()),
         };
         if row.signal {
@@ -257,6 +259,28 @@ impl<'a> Unwinder<'a> {
         }
         self.cover_to(cfa);
         Ok(Some((next, caller)))
+    }
+
+    /// The caller of a frame without call frame information, where the function's own instructions tell.
+    fn by_code(&mut self, registers: &Registers, frame: Frame) -> Result<(Registers, Frame), Doubt> {
+        const NONE: Doubt = Doubt::NoCfi(NoCfi::NoEntry);
+        let code = self.maps.find(RemoteAddr(frame.pc)).filter(|m| m.exec).ok_or(NONE)?;
+        let code = code.start.0..code.end.0;
+        let way = exit_path::way_out(self.memory, registers, frame.pc, &code).ok_or(NONE)?;
+        let top = way.slot.wrapping_add(8);
+        let upwards = if frame.exact { top >= frame.sp } else { top > frame.sp };
+        if !upwards || top > self.stack_end {
+            return Err(Doubt::NotUpwards(RemoteAddr(top)));
+        }
+        let mut next = way.registers;
+        next[RSP] = Some(top);
+        next[RA] = Some(way.ra);
+        let caller = Frame { pc: way.ra, exact: false, interrupted: false, sp: top };
+        if !follows_call(self.memory, way.ra) && !self.is_signal_code(caller, &next) {
+            return Err(Doubt::NoCall(RemoteAddr(way.ra)));
+        }
+        self.cover_to(top);
+        Ok((next, caller))
     }
 
     fn cover_to(&mut self, top: u64) {
