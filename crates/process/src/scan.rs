@@ -162,6 +162,9 @@ pub enum ScanFailure {
     /// A page of a stack cannot be read.
     #[error("its stack cannot be read at {0}")]
     Unreadable(RemoteAddr),
+    /// A return address was replaced by the kernel's for a uretprobe, which keeps the true one to itself.
+    #[error("a return probe (uretprobe) hides the return address at {0}; remove the probe")]
+    ReturnProbe(RemoteAddr),
     /// It runs 32-bit code.
     #[error("it runs 32-bit code (cs {0:#x})")]
     Compat(u64),
@@ -274,7 +277,9 @@ impl Scanner {
             && !below_thread_pointer
             && let Some(run) = run_around(maps, fs_base).filter(|r| r.start < fs_base)
         {
-            scan.stacks.push(Stack { range: run.start..fs_base, kind: StackKind::Suspended });
+            // Thread stacks may be separated by guard pages within one mapping (glibc from 2.42 on).
+            let start = highest_guard(thread, run.start..fs_base).unwrap_or(run.start);
+            scan.stacks.push(Stack { range: start..fs_base, kind: StackKind::Suspended });
         }
         Ok(())
     }
@@ -297,6 +302,9 @@ impl Scanner {
         let segments = segments_word(thread.regs);
         // An ABI-conforming thread has an aligned stack pointer. One that has not may have pushed anywhere.
         let bytewise = !thread.regs.rsp.is_multiple_of(8);
+        // The kernel's return trampoline lies in a mapping of this name (kernel/events/uprobes.c).
+        let probes = maps.iter().find(|m| m.name == "[uprobes]").map_or((0, 0), |m| (m.start.0, m.len()));
+        let mut hidden = None;
         let mut buffer = std::mem::take(&mut self.buffer);
         let mut contexts = Vec::new();
         let overlap = if bytewise { 7 } else { 0 };
@@ -309,6 +317,9 @@ impl Scanner {
                 let mut word_at = |offset: usize, word: u64| {
                     if word == segments {
                         contexts.push(addr + offset as u64);
+                    }
+                    if word.wrapping_sub(probes.0) < probes.1 {
+                        hidden = Some(RemoteAddr(addr + offset as u64));
                     }
                     if !watch.may_contain(word) || watch.word(word).is_none() {
                         return;
@@ -333,6 +344,9 @@ impl Scanner {
             });
         self.buffer = buffer;
         result?;
+        if let Some(at) = hidden {
+            return Err(ScanFailure::ReturnProbe(at));
+        }
         for at in contexts {
             self.interrupted(memory, maps, thread, at, scan)?;
         }
@@ -380,6 +394,26 @@ const PM_PRESENT: u64 = 1 << 63;
 const PM_SWAP: u64 = 1 << 62;
 /// The page is a guard (MADV_GUARD_INSTALL), which reads as swap too.
 const PM_GUARD: u64 = 1 << 58;
+
+/// The end of the highest guard page in `range`.
+fn highest_guard(thread: Thread<'_>, range: Range<u64>) -> Option<u64> {
+    /// Entries of pagemap asked for at once.
+    const BATCH: u64 = 512;
+    let pagemap = File::open(format!("/proc/{}/task/{}/pagemap", thread.pid, thread.tid)).ok()?;
+    let mut flags = vec![0; BATCH as usize * 8];
+    let (first, mut end) = (range.start / PAGE, range.end.div_ceil(PAGE));
+    while first < end {
+        let start = first.max(end.saturating_sub(BATCH));
+        let flags = &mut flags[..((end - start) * 8) as usize];
+        pagemap.read_exact_at(flags, start * 8).ok()?;
+        let guard = |e: &[u8]| u64::from_le_bytes(e.try_into().unwrap_or_default()) & PM_GUARD != 0;
+        if let Some(i) = flags.chunks_exact(8).rposition(guard) {
+            return Some((start + i as u64 + 1) * PAGE);
+        }
+        end = start;
+    }
+    None
+}
 
 impl<'a> Presence<'a> {
     /// Takes all pages of `maps` to hold something.

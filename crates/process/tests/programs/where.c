@@ -1,5 +1,6 @@
 /* Stops (int3) with one function live in a place that the argument names. */
 #define _GNU_SOURCE
+#include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -27,8 +28,12 @@ NOINLINE void wanted_faulting(void) { sink++; *(volatile int *)16 = 1; sink++; }
 
 static void fault_handler(int sig) { (void)sig; leaf(); _exit(0); }
 
+NOINLINE void pausing(void) { poll(0, 0, 1000000); sink++; }
+NOINLINE void wanted_pausing(void) { pausing(); sink++; }
+
 static void *thread(void *arg) { ((void (*)(void))arg)(); return 0; }
 
+#ifdef __GLIBC__
 static ucontext_t main_context, coroutine_context;
 static void coroutine(void) { leaf(); swapcontext(&coroutine_context, &main_context); }
 NOINLINE void wanted_suspended(void) { swapcontext(&main_context, &coroutine_context); sink++; }
@@ -37,12 +42,29 @@ NOINLINE void wanted_suspended(void) { swapcontext(&main_context, &coroutine_con
 NOINLINE void wanted_elsewhere(void) { swapcontext(&coroutine_context, &main_context); sink++; }
 static void giving_way(void) { wanted_elsewhere(); }
 
+#endif
+
 static jmp_buf saved;
 NOINLINE void wanted_saved(void) { if (setjmp(saved)) sink++; }
 /* Overwrites the dead part of the stack. */
 NOINLINE void wipe(void) { char buf[1 << 14]; memset(buf, 0, sizeof buf); __asm__ volatile("" :: "r"(buf) : "memory"); }
 /* Keeps what was there in its frame. */
 NOINLINE void keep(void) { char buf[1 << 13]; __asm__ volatile("" :: "r"(buf) : "memory"); leaf(); sink += buf[0]; }
+
+/* Two threads' stacks in one mapping, apart by a guard page within it, as glibc lays them out from 2.42 on. */
+static void on_guarded_thread(void (*f)(void)) {
+    enum { SIZE = 1 << 18, PAGE = 4096, GUARD_INSTALL = 102 };
+    char *m = mmap(0, 2 * SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    madvise(m + SIZE, PAGE, GUARD_INSTALL);
+    /* What the neighbour's stack would hold. */
+    *(void **)(m + SIZE - 64) = (char *)wanted + 4;
+    pthread_attr_t a;
+    pthread_t t;
+    pthread_attr_init(&a);
+    pthread_attr_setstack(&a, m + SIZE + PAGE, SIZE - PAGE);
+    pthread_create(&t, &a, thread, (void *)f);
+    pthread_join(t, 0);
+}
 
 static void on_thread(void (*f)(void)) {
     pthread_t t;
@@ -86,6 +108,10 @@ int main(int argc, char **argv) {
         wanted_faulting();
     }
     if (!strcmp(where, "altstack-thread")) on_thread(alternate_on_thread);
+    if (!strcmp(where, "altstack-guarded")) on_guarded_thread(alternate_on_thread);
+    if (!strcmp(where, "guarded")) on_guarded_thread(wanted);
+    if (!strcmp(where, "returns")) for (;;) { wanted_pausing(); sink++; }
+#ifdef __GLIBC__
     if (!strcmp(where, "coroutine")) {
         getcontext(&coroutine_context);
         coroutine_context.uc_stack.ss_sp = mmap(0, 1 << 16, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -102,6 +128,7 @@ int main(int argc, char **argv) {
         wipe();
         leaf();
     }
+#endif
     if (!strcmp(where, "saved")) {
         wanted_saved();
         wipe();

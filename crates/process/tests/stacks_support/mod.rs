@@ -172,6 +172,11 @@ impl Traced {
             .unwrap()
     }
 
+    /// Where the executable's function of this name is.
+    pub fn address(&self, name: &str) -> u64 {
+        self.bias() + functions(&self.exe).iter().find(|f| f.name == name).unwrap().address
+    }
+
     pub fn thread<'a>(&self, regs: &'a libc::user_regs_struct) -> Thread<'a> {
         Thread { pid: Pid(self.pid), tid: Tid(self.pid), regs }
     }
