@@ -7,7 +7,7 @@
 
 use crate::dynamic::Rela;
 use crate::elf_file::Segment;
-use crate::objects::{Object, Objects};
+use crate::objects::{Object, Objects, Role};
 use crate::{LinkAddr, RemoteAddr, Result};
 use object::elf;
 
@@ -30,12 +30,18 @@ impl Objects<'_> {
                 }
                 let slot = user.to_remote(LinkAddr(r.offset));
                 let Ok(value) = self.pages.memory().read_u64(slot).map(RemoteAddr) else { continue };
-                if value != resolver && object.is_text(value) && !is_lazy_plt(user, value) {
+                // Anywhere else it is a namesake that the slot was bound to.
+                let own = self.at(value).is_some_and(|o| o.id() == object.id() || o.role() == Role::Vdso);
+                if value != resolver && own && self.is_text(value) && !is_lazy_plt(user, value) {
                     return Ok(Some(value));
                 }
             }
         }
         Ok(None)
+    }
+
+    fn is_text(&self, addr: RemoteAddr) -> bool {
+        self.at(addr).is_some_and(|o| o.is_text(addr))
     }
 }
 

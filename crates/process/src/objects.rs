@@ -180,7 +180,10 @@ impl<'t> Objects<'t> {
         let run_by_loader = loader_base.is_none() && started.defines_r_debug();
         let debug_at = match started_dynamic.debug {
             Some(at) if !run_by_loader => Some(at),
-            _ => started.r_debug_symbol(),
+            // No DT_DEBUG, or not filled in: the loader exports the structure.
+            _ => started
+                .r_debug_symbol()
+                .or_else(|| reader.headed(loader_base?, Role::Loader)?.r_debug_symbol()),
         };
         let mut found = Vec::new();
         if let Some(at) = debug_at {
@@ -212,6 +215,9 @@ impl<'t> Objects<'t> {
                 _ => Role::Library,
             };
             objects.push(object);
+        }
+        if objects.list.first().is_none_or(|o| o.role != Role::Main) {
+            return Err(broken("the first of the loader's list is not the main executable"));
         }
         for (head, role) in [(loader_head, Role::Loader), (vdso, Role::Vdso)] {
             let Some(head) = head else { continue };
@@ -654,22 +660,26 @@ impl<'t> Object<'t> {
         let Some(mapping) = self.mapping.as_ref().filter(|m| m.inode != 0) else {
             return Err(FileProblem::None(object()));
         };
+        // A path is right only where it leads to the mapped inode; the kernel's links always do. Where those need a
+        // privilege that we lack, or file systems number inodes twice, the path is tried again and the content decides.
         let path = Path::new(self.path());
+        let rooted = self.proc_dir.join("root").join(path.strip_prefix("/").unwrap_or(path));
+        let map_file = format!("map_files/{:x}-{:x}", mapping.start.0, mapping.end.0);
+        let mut ways = Vec::new();
+        if !mapping.name.ends_with(" (deleted)") {
+            // The kernel shows the path as it is from our root, which is not that of a target in a jail.
+            ways.extend([(rooted.clone(), true), (path.to_owned(), true)]);
+        }
+        ways.push((self.proc_dir.join(map_file), false));
+        if self.role == Role::Main {
+            ways.push((self.proc_dir.join("exe"), false));
+        }
+        if !mapping.name.ends_with(" (deleted)") {
+            ways.push((rooted, false));
+        }
         let mut tried = Vec::new();
         let mut problem = None;
-        let map_file = self.proc_dir.join(format!("map_files/{:x}-{:x}", mapping.start.0, mapping.end.0));
-        let mut ways = vec![map_file];
-        if self.role == Role::Main {
-            ways.push(self.proc_dir.join("exe"));
-        }
-        // A path is right only where it leads to the mapped inode; the kernel's links always do. Where those need
-        // a privilege that we lack, the path is tried again, and the content decides.
-        let rooted = self.proc_dir.join("root").join(path.strip_prefix("/").unwrap_or(path));
-        if !mapping.name.ends_with(" (deleted)") {
-            ways.insert(0, rooted.clone());
-            ways.push(rooted.clone());
-        }
-        for (i, way) in ways.iter().enumerate() {
+        for (way, same_inode) in &ways {
             let file = match ElfFile::open(way) {
                 Ok(file) => file,
                 Err(e) => {
@@ -677,18 +687,15 @@ impl<'t> Object<'t> {
                     continue;
                 }
             };
-            if i == 0 && *way == rooted && file.inode().is_some_and(|(_, inode)| inode != mapping.inode) {
-                tried.push(format!("{}: replaced by another file", way.display()));
+            if *same_inode && file.inode().is_some_and(|(_, inode)| inode != mapping.inode) {
+                tried.push(format!("{}: another file now", way.display()));
                 continue;
             }
             match self.difference(&file) {
                 None => return Ok(file),
                 Some(difference) => {
-                    problem = Some(FileProblem::Differs {
-                        object: object(),
-                        path: path.display().to_string(),
-                        difference,
-                    });
+                    let (object, path) = (object(), path.display().to_string());
+                    problem = Some(FileProblem::Differs { object, path, difference });
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! Why there is no answer about a symbol, in words that name the object, the symbol and the way out.
 
 use crate::RemoteAddr;
+use crate::demangle;
 use crate::elf_file::ElfError;
 use crate::objects::FileProblem;
 
@@ -164,10 +165,17 @@ fn versioned(name: &str, version: &Option<String>) -> String {
     version.as_ref().map_or_else(|| name.to_owned(), |v| format!("{name}@{v}"))
 }
 
+/// A name as people read it.
+fn shown(name: &str) -> String {
+    demangle::demangle(name).unwrap_or_else(|| name.to_owned())
+}
+
 fn listed(candidates: &[Candidate]) -> String {
+    let various = candidates.windows(2).any(|pair| pair[0].name != pair[1].name);
     let one = |c: &Candidate| {
         let file = c.file.as_deref().map(|f| format!(" ({f})")).unwrap_or_default();
-        format!("{} at {}{file}", c.position, c.address)
+        let name = if various { format!(" {}", shown(&c.name)) } else { String::new() };
+        format!("{} at {}{name}{file}", c.position, c.address)
     };
     let mut out: Vec<_> = candidates.iter().take(MAX_LISTED).map(one).collect();
     if candidates.len() > MAX_LISTED {

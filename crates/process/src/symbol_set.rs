@@ -367,6 +367,22 @@ impl ObjectSymbols {
     pub(crate) fn near(&self, name: &str) -> Vec<String> {
         let limit = (name.len() / 3 + 1).min(4);
         let mut found: Vec<(usize, String)> = Vec::new();
+        // Somebody who writes a qualified name or a parameter list means C++ or Rust.
+        if name.contains("::") || name.contains('(') {
+            let literal = demangle::literal_part(name).as_bytes();
+            let like = |e: &Entry<'_>| {
+                is_code(&e.raw)
+                    && demangle::is_mangled(e.name)
+                    && !literal.is_empty()
+                    && contains(e.name, literal)
+            };
+            let mut names: Vec<_> =
+                self.entries().filter(like).filter_map(|e| demangle::demangle(&text(e.name))).collect();
+            names.sort();
+            names.dedup();
+            names.truncate(MAX_NEAR);
+            return names;
+        }
         for e in self.entries().filter(|e| is_code(&e.raw)) {
             // Link-time optimization renames: foo.lto_priv.0, foo.llvm.123.
             if e.name.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.first() == Some(&b'.')) {

@@ -239,30 +239,6 @@ impl<'t> Object<'t> {
         self.describe(symbols, &group).map(Some)
     }
 
-    /// The function at `address`, chosen by `resolver` for the name that `query` and `position` mean.
-    fn chosen(
-        &self,
-        query: &str,
-        position: u32,
-        resolver: RemoteAddr,
-        address: RemoteAddr,
-    ) -> Result<Function> {
-        let symbols = self.symbols()?;
-        let asked = self.choose(symbols, query, position, is_code)?;
-        let name = asked.name();
-        let value = self.to_link(address).0;
-        let mut group = symbols.code_at(value);
-        if group.entries.is_empty() {
-            group.unnamed_at = Some((value, name.clone()));
-        }
-        let position = symbols.position(&name, asked.value());
-        let version = asked.entries.iter().find_map(|e| e.version.clone());
-        let chosen = self.describe(symbols, &group)?;
-        let canonical =
-            if group.entries.is_empty() { (name.clone(), position) } else { chosen.canonical.clone() };
-        Ok(Function { name, position, canonical, version, resolver: Some(resolver), ..chosen })
-    }
-
     fn size_of(&self, symbols: &ObjectSymbols, value: u64, stated: u64) -> Result<(u64, SizeFrom)> {
         if stated > 0 {
             return Ok((stated, SizeFrom::Symbol));
@@ -388,9 +364,37 @@ impl Objects<'_> {
         if let Err(Error::Symbol(SymbolError::IfuncUnknown { resolver, .. })) = found
             && let Some(address) = self.ifunc_choice(object, resolver)?
         {
-            return object.chosen(name, position, resolver, address);
+            return self.chosen(object, name, position, resolver, address);
         }
         found
+    }
+
+    /// The function at `address`, chosen by `resolver` for what `object` has by the name `query` at `position`.
+    fn chosen(
+        &self,
+        object: &Object<'_>,
+        query: &str,
+        position: u32,
+        resolver: RemoteAddr,
+        address: RemoteAddr,
+    ) -> Result<Function> {
+        let symbols = object.symbols()?;
+        let asked = object.choose(symbols, query, position, is_code)?;
+        let name = asked.name();
+        let position = symbols.position(&name, asked.value());
+        let version = asked.entries.iter().find_map(|e| e.version.clone());
+        // The choice may be the kernel's own function, in the vdso.
+        let owner = self.at(address).unwrap_or(object);
+        let symbols = owner.symbols()?;
+        let value = owner.to_link(address).0;
+        let mut group = symbols.code_at(value);
+        if group.entries.is_empty() {
+            group.unnamed_at = Some((value, name.clone()));
+        }
+        let chosen = owner.describe(symbols, &group)?;
+        let canonical =
+            if group.entries.is_empty() { (name.clone(), position) } else { chosen.canonical.clone() };
+        Ok(Function { name, position, canonical, version, resolver: Some(resolver), ..chosen })
     }
 
     /// Other objects whose dynamic symbols have `name`, for a message.

@@ -249,6 +249,10 @@ int main()
         let Err(e) = objects.function(None, "ns::Foo::bar", 0) else { panic!() };
         let SymbolError::Ambiguous { candidates, .. } = symbol_error(e) else { panic!() };
         assert_eq!(candidates.len(), 2);
+        let said = objects.function(None, "ns::Foo::bar", 0).unwrap_err().to_string();
+        assert!(said.contains("ns::Foo::bar(int)"), "{said}");
+        let said = objects.function(None, "ns::Fool::only(double) const", 0).unwrap_err().to_string();
+        assert!(said.contains("did you mean ns::Foo::only(double) const?"), "{said}");
     }
 
     shop.write(

@@ -137,6 +137,24 @@ fn a_program_that_was_removed_or_replaced() {
 }
 
 #[test]
+fn a_program_in_a_jail() {
+    let shop = shop();
+    shop.run("gcc -O2 -static a.c -o prog");
+    let jail = shop.path("");
+    let allowed = Command::new("chroot").args(["/", "true"]).status().is_ok_and(|s| s.success());
+    if !allowed {
+        println!("chroot is not allowed here");
+        return;
+    }
+    let p = Running::start(Command::new("chroot").arg(&jail).arg("/prog"));
+    assert_eq!(found(&p), SymbolSource::Symtab);
+    let objects = p.objects();
+    let f = objects.function(None, "inner", 0).unwrap();
+    let code = p.memory().read_vec(f.address, f.size as usize).unwrap();
+    assert_eq!(objects.main().file_bytes(f.range()).unwrap(), code);
+}
+
+#[test]
 fn a_library_that_was_replaced_in_place_is_refused() {
     let shop = Workshop::new();
     shop.write("tell.h", TELL);

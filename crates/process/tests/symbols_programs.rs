@@ -65,7 +65,11 @@ fn python_and_its_libraries() {
     for name in ["gettimeofday", "time"] {
         if let Value::Ifunc { chosen: Some(chosen), .. } = scope.resolve(name, None).unwrap().value {
             assert_eq!(chosen, p.truth(name), "{name}");
-            assert_eq!(objects.at(chosen).unwrap().role(), Role::Vdso);
+            let owner = objects.at(chosen).unwrap();
+            assert_eq!(owner.role(), Role::Vdso);
+            let f = objects.function(Some("libc.so.6"), name, 0).unwrap();
+            assert_eq!((f.address, f.object), (chosen, owner.id()));
+            assert!(owner.file_bytes(f.range()).is_err(), "it has no file");
         }
     }
 }
