@@ -138,7 +138,7 @@ impl Session {
 
     fn take_up_transition(&mut self, options: Options) -> Result<()> {
         if self.document.state.transition().is_none() {
-            return Ok(());
+            return self.resume(Instant::now() + options.timeout);
         }
         let name = self.in_transition()?;
         self.notes.push(format!("an earlier run left patch '{name}' in transition; it was taken up first"));

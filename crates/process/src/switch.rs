@@ -363,25 +363,43 @@ impl Session {
 
     /// Declares all pending threads switched, clean or not, and completes the transition.
     pub(crate) fn force_through(&mut self, deadline: Instant) -> Result<()> {
-        let changes = self.document.state.changes();
         let stopped = self.stop_all_patiently(deadline)?;
-        let pending = self.pending().unwrap_or_default();
         self.step(Event::Force { patch: None })?;
+        // What is forced must be known before the first thread is struck: its memory stays for ever.
+        self.commit()?;
+        self.complete_unproved()?;
+        self.let_go(stopped)?;
+        self.close_if_over();
+        self.commit()
+    }
+
+    /// Strikes all keys that are listed and settles all entries; to be done with all threads stopped.
+    fn complete_unproved(&self) -> Result<()> {
         if let Some(arena) = &self.document.arena {
             let (at, table) = self.table(arena, self.word()?)?;
-            for offset in pending.iter().filter_map(|key| table.strike_offset(key.0)) {
+            for offset in table.pending().filter_map(|key| table.strike_offset(key)) {
                 self.target.memory().write(at.offset(offset as i64), &[0])?;
             }
         }
-        self.settle(&changes)?;
-        self.let_go(stopped)?;
-        self.finish(&changes, deadline)
+        for site in &self.document.sites {
+            let implementation = self.document.state.steady(&site.func);
+            self.lead_to(site, self.document.landing(&site.func, implementation)?)?;
+        }
+        Ok(())
     }
 
-    /// Takes up what an earlier run of the tool left: cancels a transition that had not begun, and reads who is pending
-    /// in one that had. Whether one runs after that is for the caller to see.
+    /// Takes up what an earlier run of the tool left: cancels a transition that had not begun, reads who is pending in one
+    /// that had, and carries a force to its end. Whether a transition runs after that is for the caller to see.
     pub(crate) fn resume(&mut self, deadline: Instant) -> Result<()> {
         let Some(transition) = self.document.state.transition() else {
+            if self.document.arena.is_some() {
+                // A force that was recorded and not carried out to its end.
+                let stopped = self.stop_all_patiently(deadline)?;
+                self.complete_unproved()?;
+                self.let_go(stopped)?;
+                self.close_if_over();
+                self.commit()?;
+            }
             return Ok(());
         };
         let phase = transition.phase();
