@@ -262,6 +262,12 @@ impl Drop for Background {
             kill(self.pid, libc::SIGKILL);
         } else if self.child.is_none() {
             kill(self.pid, libc::SIGKILL);
+            // Its parent may be gone, and this process the one that has to reap it; else its parent does.
+            let end = Instant::now() + deadline();
+            while matches!(proc::state(self.pid, self.pid), Ok(state) if state != 'Z') && Instant::now() < end
+            {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
         if let Some(child) = &mut self.child {
             let _ = child.wait();

@@ -43,6 +43,8 @@ fn commands(scenario: &Scenario) -> Vec<String> {
         .filter(|(kind, _)| *kind == Kind::Library)
         .map(|(_, s)| format!(" ./{}.so", stem(&s.name)))
         .collect();
+    // Only with libraries: a static-pie program with an rpath crashes at its start with glibc.
+    let libraries = if libraries.is_empty() { libraries } else { libraries + " '-Wl,-rpath,$ORIGIN'" };
     let default = |(kind, section): (Kind, &Section)| {
         let (name, out) = (&section.name, stem(&section.name));
         match kind {
@@ -57,9 +59,7 @@ fn commands(scenario: &Scenario) -> Vec<String> {
             }
             Kind::Program => {
                 let cc = if name.ends_with(".cc") { "${TARGET_CXX:-c++}" } else { "${TARGET_CC:-cc}" };
-                Some(format!(
-                    "{cc} -O2 -g -pthread -I\"$SUPPORT\" $TARGET_FLAGS {name}{libraries} '-Wl,-rpath,$ORIGIN' -o {out}"
-                ))
+                Some(format!("{cc} -O2 -g -pthread -I\"$SUPPORT\" $TARGET_FLAGS {name}{libraries} -o {out}"))
             }
             Kind::Nothing => None,
         }

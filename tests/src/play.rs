@@ -31,6 +31,14 @@ pub fn play(scenario: &Scenario, variant: &Variant, path: &OsStr) -> Result<()> 
     let temporary =
         tempfile::Builder::new().prefix("ugraft-test.").tempdir().context("no temporary directory")?;
     let directory = temporary.path().to_path_buf();
+    // To look at what was built and left; `directory` is not removed then.
+    let _temporary = match std::env::var_os("UGRAFT_TEST_KEEP") {
+        None => Some(temporary),
+        Some(_) => {
+            eprintln!("kept: {}", temporary.keep().display());
+            None
+        }
+    };
     let mut play = Play {
         scenario,
         variables: variables(variant, &directory, path)?,

@@ -40,7 +40,7 @@ const SETTLES: Duration = Duration::from_secs(3);
 const NT_X86_XSTATE: i32 = 0x202;
 
 /// Fields of a thread's `status` that make its signal state.
-const SIGNALS: [&str; 6] = ["SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt", "SigQ"];
+const SIGNALS: [&str; 5] = ["SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt"];
 
 impl Snapshot {
     /// Looks at the process. Its sleeping threads are stopped by ptrace for a moment, one after another.

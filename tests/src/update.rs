@@ -76,7 +76,7 @@ impl Rewrite {
 }
 
 /// Puts placeholders for what differs from run to run.
-fn general(line: &str, names: &[(String, String)]) -> String {
+pub fn general(line: &str, names: &[(String, String)]) -> String {
     let mut text = line.to_owned();
     for (value, name) in names {
         text = replace_words(&text, value, name);

@@ -15,7 +15,11 @@
 #include <unistd.h>
 
 /* Keeps the compiler from seeing through a call: neither inlined nor cloned nor folded. */
+#ifdef __clang__
+#define PATCHABLE __attribute__((noinline, optnone))
+#else
 #define PATCHABLE __attribute__((noinline, noclone, noipa))
+#endif
 
 /* One line on standard output, whole, at once. */
 static inline __attribute__((format(printf, 1, 2))) void tell(const char *format, ...)
