@@ -1,0 +1,247 @@
+//! Kills `ugraft` before its N-th system call, for every N of a load, a replacing load, a disable and an unload, on a target
+//! with 16 threads (promise P1: no death of the tool harms the target; promise P2: the next run knows how things stand).
+//!
+//! After each death: every thread of the target goes on and none is stopped or traced, no call has failed and no
+//! thread met a mix of versions; `ugraft status` names the state; and the same command given again leads to where the first was to lead,
+//! or a reverse leads back.
+//!
+//! `UGRAFT_KILL_EVERY=K` takes every K-th N only, from 1 on; `cargo xtask kill` takes them all.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use ugraft_tests::children::{self, Background, Finished};
+use ugraft_tests::isolate::{self, Test};
+use ugraft_tests::killer::{self, End};
+use ugraft_tests::pattern::Captures;
+use ugraft_tests::{compile, deadline, proc, program, repository, tests_dir};
+
+const LIMIT: Duration = Duration::from_secs(4 * 3600);
+/// Where nothing is asked for: a slice that the everyday tests can afford.
+const EVERY: u64 = 61;
+/// More system calls than any command makes: a command that goes on for ever is not followed for ever.
+const CALLS_MAX: u64 = 1_000_000;
+
+/// A command to be killed, and the states of the target before and after it.
+struct Case {
+    name: &'static str,
+    before: State,
+    command: &'static [&'static str],
+    after: State,
+}
+
+/// States of the target that a case begins or ends in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// No patch.
+    Bare,
+    /// `fix` enabled.
+    Fixed,
+    /// `cumulative` enabled; nothing else counts.
+    Replaced,
+    /// `cumulative` loaded, disabled.
+    Disabled,
+}
+
+impl State {
+    /// The version that answers.
+    fn version(self) -> u32 {
+        match self {
+            State::Bare | State::Disabled => 0,
+            State::Fixed => 1,
+            State::Replaced => 2,
+        }
+    }
+}
+
+const CASES: [Case; 4] = [
+    Case { name: "load", before: State::Bare, command: &["load", "fix.o"], after: State::Fixed },
+    Case {
+        name: "replace",
+        before: State::Fixed,
+        command: &["load", "cumulative.o"],
+        after: State::Replaced,
+    },
+    Case {
+        name: "disable",
+        before: State::Replaced,
+        command: &["disable", "cumulative"],
+        after: State::Disabled,
+    },
+    Case { name: "unload", before: State::Disabled, command: &["unload", "cumulative"], after: State::Bare },
+];
+
+fn main() -> ExitCode {
+    let missing = (!compile::is_installed("cc")).then(|| "cc".to_owned());
+    let tests = CASES.map(|case| Test {
+        name: case.name.to_owned(),
+        missing: missing.clone(),
+        limit: LIMIT,
+        body: Box::new(move || run(&case)),
+    });
+    isolate::main("kill", tests.into())
+}
+
+fn run(case: &Case) -> Result<()> {
+    let every = match std::env::var("UGRAFT_KILL_EVERY") {
+        Ok(value) => value.parse().ok().filter(|k| *k > 0).context("UGRAFT_KILL_EVERY is a number from 1")?,
+        Err(_) => EVERY,
+    };
+    let temporary = tempfile::Builder::new().prefix("ugraft-test.").tempdir()?;
+    let mut world = World::start(temporary.path())?;
+    let mut n = 1;
+    while n < CALLS_MAX {
+        let ended = world
+            .round(case, n)
+            .with_context(|| format!("`{}` killed before its system call {n}", case.command.join(" ")))?;
+        if ended {
+            return Ok(());
+        }
+        n += every;
+    }
+    bail!("`{}` makes too many system calls", case.command.join(" "))
+}
+
+struct World {
+    directory: PathBuf,
+    program: PathBuf,
+    target: Background,
+}
+
+impl World {
+    fn start(directory: &Path) -> Result<World> {
+        let from = tests_dir().join("kill");
+        for name in ["target.c", "fix.c", "cumulative.c"] {
+            std::fs::copy(from.join(name), directory.join(name))
+                .with_context(|| format!("cannot copy {name}"))?;
+        }
+        let (sdk, support) = (repository().join("sdk/include"), tests_dir().join("support"));
+        let variables = [("SDK", sdk.as_os_str()), ("SUPPORT", support.as_os_str())];
+        let build = "cc -O2 -g -rdynamic -pthread -I$SUPPORT target.c -o target && \
+                     cc -c -O2 -I$SDK fix.c && cc -c -O2 -I$SDK cumulative.c";
+        let built = children::run(children::shell(build, directory, variables))?;
+        if built.code != 0 {
+            bail!("cannot build: {}", built.stderr.join("\n"));
+        }
+        let mut target = Background::start(children::shell("exec ./target", directory, []))?;
+        target.expect("ready", &mut Captures::new())?;
+        Ok(World { directory: directory.to_path_buf(), program: program::find()?, target })
+    }
+
+    /// One death and what follows. Returns whether the command ended before it could be killed.
+    fn round(&mut self, case: &Case, n: u64) -> Result<bool> {
+        self.bring_to(case.before)?;
+        let mut command = self.ugraft(case.command);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let end = killer::run(command, n)?;
+        self.check_free()?;
+        let seen = self.works()?;
+        if let End::Exited { code, calls } = end {
+            if code != 0 || seen != case.after.version() {
+                bail!("left alone it made {calls} calls, ended with {code} and version {seen} answers");
+            }
+            return Ok(true);
+        }
+        let status = self.run(&["status"])?;
+        match status.code {
+            0 | 3 | 5 => {}
+            _ => bail!("status does not name the state: {}", said(&status)),
+        }
+        let in_transition = status.code == 5;
+        // Every other time back instead of on, where there is a choice.
+        if in_transition && n.is_multiple_of(2) {
+            let reversed = self.run(&["reverse"])?;
+            if reversed.code != 0 {
+                bail!("cannot reverse: {}\nafter: {}", said(&reversed), said(&status));
+            }
+        }
+        self.bring_to(case.after).with_context(|| format!("after: {}", said(&status)))?;
+        Ok(false)
+    }
+
+    /// Gives commands until the target is in that state; each step must succeed or be so already.
+    fn bring_to(&mut self, state: State) -> Result<()> {
+        // A patch is loaded, enabled, disabled, unloaded by its own command each; what is not there need not go.
+        let steps: &[&[&str]] = match state {
+            State::Bare => &[
+                &["disable", "cumulative"],
+                &["disable", "fix"],
+                &["unload", "cumulative"],
+                &["unload", "fix"],
+            ],
+            State::Fixed => &[
+                &["disable", "cumulative"],
+                &["unload", "cumulative"],
+                &["unload", "fix"],
+                &["load", "fix.o"],
+                &["enable", "fix"],
+            ],
+            State::Replaced => &[&["load", "cumulative.o"], &["enable", "cumulative"]],
+            State::Disabled => {
+                &[&["load", "cumulative.o", "--disabled"], &["disable", "cumulative"], &["unload", "fix"]]
+            }
+        };
+        let mut story = String::new();
+        for step in steps {
+            let finished = self.run(step)?;
+            story.push_str(&format!("{}: {}\n", step.join(" "), said(&finished)));
+        }
+        let version = self.works().with_context(|| story.clone())?;
+        let status = self.run(&["status", "--json"])?;
+        let is_so = version == state.version() && status.code == if state == State::Bare { 3 } else { 0 };
+        if !is_so {
+            bail!(
+                "the target does not become {state:?}: version {version} answers\n{story}{}",
+                said(&status)
+            );
+        }
+        self.check_free()?;
+        let left = proc::ugraft_maps(self.target.pid())?;
+        if state == State::Bare && !left.is_empty() {
+            bail!("mappings are left:\n{}\n{story}", left.join("\n"));
+        }
+        Ok(())
+    }
+
+    /// Every thread goes round, nothing was disturbed; returns the version that answers.
+    fn works(&mut self) -> Result<u32> {
+        self.target.say("work")?;
+        let mut captures = Captures::new();
+        self.target.expect("works, version [=version]", &mut captures)?;
+        self.target.never("complaint: [..]")?;
+        captures["version"].parse().context("no version")
+    }
+
+    /// Nothing is stopped or traced. The kernel frees what a dead tracer held, which takes it a moment.
+    fn check_free(&mut self) -> Result<()> {
+        let end = Instant::now() + deadline();
+        loop {
+            let result = self.target.check_alive();
+            if result.is_ok() || Instant::now() > end || !self.target.is_running() {
+                return result;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn ugraft(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(args).arg("--pid").arg(self.target.pid().to_string()).current_dir(&self.directory);
+        if !args.contains(&"status") {
+            // A busy machine makes a transition slow, which is not what is looked at here.
+            command.args(["--timeout", "60s"]);
+        }
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Result<Finished> {
+        children::run(self.ugraft(args))
+    }
+}
+
+fn said(finished: &Finished) -> String {
+    let lines: Vec<&str> = finished.stdout.iter().chain(&finished.stderr).map(String::as_str).collect();
+    format!("exit code {}: {}", finished.code, lines.join("\n"))
+}
