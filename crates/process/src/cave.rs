@@ -13,7 +13,7 @@
 use crate::maps::{Mapping, Maps};
 use crate::memory::Memory;
 use crate::target::Target;
-use crate::threads::StoppedProcess;
+use crate::threads::{StoppedProcess, StoppedThread};
 use crate::{RemoteAddr, Result};
 use std::arch::global_asm;
 use std::ops::Range;
@@ -135,22 +135,43 @@ impl Cave {
     }
 }
 
-/// Puts back what was in a cave that a killed tool left filled, if no thread is in it. Returns whether there was one.
+/// Puts back what was in the caves that killed tools left filled, if no thread is in one, nor will come back to one from a
+/// signal handler. Returns whether any is left.
 ///
 /// # Errors
 /// [`Error::Memory`](crate::Error::Memory), [`Error::TargetGone`](crate::Error::TargetGone).
 pub fn clear_leftover(target: &Target, stopped: &StoppedProcess) -> Result<bool> {
-    match Cave::find(target.memory(), &target.maps()?)? {
-        Some(cave) if cave.leftover => {
-            let range = cave.range();
-            let clear = stopped.threads().iter().all(|t| !range.contains(&t.pc()));
-            if clear {
-                cave.clear(target.memory())?;
+    let maps = target.maps()?;
+    let memory = target.memory();
+    let mut left = false;
+    for mapping in &maps {
+        let Some(addr) = slack(memory, &maps, mapping).and_then(|slack| aligned_start(&slack)) else {
+            continue;
+        };
+        let cave = Cave { addr, leftover: true };
+        if memory.read_vec(addr, code().len()).is_ok_and(|found| found == code()) {
+            if stopped.threads().iter().any(|thread| leads_to(memory, &maps, thread, &cave.range())) {
+                left = true;
+            } else {
+                cave.clear(memory)?;
             }
-            Ok(clear)
         }
-        _ => Ok(false),
     }
+    Ok(left)
+}
+
+/// Whether the thread is in the range, or a word on its stack points there: the program counter that a signal handler
+/// returns to is such a word.
+fn leads_to(memory: &Memory, maps: &Maps, thread: &StoppedThread, range: &Range<RemoteAddr>) -> bool {
+    if range.contains(&thread.pc()) {
+        return true;
+    }
+    let sp = RemoteAddr(thread.sp().0 & !7);
+    let Some(stack) = maps.find(sp) else { return false };
+    // What cannot be read may hold anything.
+    let Ok(used) = memory.read_vec(sp, (stack.end.0 - sp.0) as usize) else { return true };
+    used.chunks_exact(8)
+        .any(|word| word.try_into().is_ok_and(|w| range.contains(&RemoteAddr(u64::from_le_bytes(w)))))
 }
 
 /// The code's place in a piece of slack: a few bytes behind its beginning, so that code that runs off the end of the

@@ -63,6 +63,7 @@ mod pages;
 mod parts;
 mod ptrace;
 mod rescue;
+mod seccomp;
 mod symbol_error;
 mod symbol_set;
 mod tls;

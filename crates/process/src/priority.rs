@@ -14,7 +14,7 @@ const PRIORITY: i32 = 1;
 
 /// While it lives, the calling thread has real-time priority, if that is permitted.
 ///
-/// Guards nest: an inner one finds the priority raised and changes nothing.
+/// Guards nest: an inner one finds the priority raised and changes nothing, and the outer one ends last.
 #[derive(Debug)]
 pub struct Urgent {
     before: Option<(i32, libc::sched_param)>,

@@ -160,6 +160,32 @@ pub(crate) fn dispatches_syscalls(tid: Tid) -> io::Result<bool> {
     Ok(conf.mode != 0)
 }
 
+/// `struct sock_filter` (`include/uapi/linux/filter.h`): an instruction of classic BPF.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Instruction {
+    pub(crate) code: u16,
+    pub(crate) jt: u8,
+    pub(crate) jf: u8,
+    pub(crate) k: u32,
+}
+const _: () = assert!(size_of::<Instruction>() == 8);
+
+/// The thread's seccomp filter number `index`, the newest being 0. EINVAL if it has none, ENOENT if not that many, EACCES if
+/// we may not know (CAP_SYS_ADMIN).
+pub(crate) fn seccomp_filter(tid: Tid, index: usize) -> io::Result<Vec<Instruction>> {
+    const PTRACE_SECCOMP_GET_FILTER: Request = 0x420c;
+    /// `BPF_MAXINSNS`: the longest filter there is.
+    const MAX: usize = 4096;
+    let mut filter = vec![Instruction::default(); MAX];
+    let to = filter.as_mut_ptr().cast::<c_void>();
+    // SAFETY: the kernel writes one filter, which has at most as many instructions as there is room for.
+    let len = unsafe { libc::ptrace(PTRACE_SECCOMP_GET_FILTER, tid.0, index as *mut c_void, to) };
+    let len = usize::try_from(len).map_err(|_| io::Error::last_os_error())?;
+    filter.truncate(len);
+    Ok(filter)
+}
+
 /// Whether the thread has a shadow stack (`NT_X86_SHSTK`, `include/uapi/linux/elf.h`); without one the kernel says ENODEV.
 pub(crate) fn has_shadow_stack(tid: Tid) -> bool {
     const PTRACE_GETREGSET: Request = 0x4204;

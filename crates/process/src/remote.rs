@@ -22,6 +22,7 @@ use crate::cave::Cave;
 use crate::limits::{CATCH_WAIT, POLL_MAX, POLL_MIN, PROGRAM_CALLS, PROGRAM_WAIT, STACK_ROOM};
 use crate::maps::Maps;
 use crate::ptrace::{self, Event};
+use crate::seccomp;
 use crate::target::{Target, read_text, status_field};
 use crate::threads::{Restart, StoppedProcess, StoppedThread, restart_code, settled_regs, stop_one};
 use crate::{Error, RemoteAddr, Result, Tid};
@@ -63,6 +64,16 @@ pub enum Unsuitable {
         "thread {0} is under seccomp, which only a tool with CAP_SYS_ADMIN can suspend; run this program with sudo"
     )]
     Seccomp(Tid),
+    /// Its seccomp filters may kill it for a call of ours should the tool die meanwhile, when nobody suspends them any more.
+    #[error(
+        "the seccomp filter of thread {tid} may kill it for {call}; the process would not survive a kill of this program"
+    )]
+    SeccompKills {
+        /// The thread.
+        tid: Tid,
+        /// The system call.
+        call: &'static str,
+    },
     /// No executable mapping has unused bytes.
     #[error("no executable mapping has {0} unused bytes at its end")]
     NoCave(usize),
@@ -322,7 +333,9 @@ const LEAVE: u64 = u64::MAX;
 /// count...); `None` for calls that were not made because an earlier one failed. A failing call is not an error
 /// of this function.
 ///
-/// The thread is stopped before and after, with the same registers. Other threads may run meanwhile or not.
+/// The thread is stopped before and after, with the same registers, unless the tool was kept from its processor for longer
+/// than [`CATCH_WAIT`]: then it has gone on by itself and been stopped again ([`StoppedThread::ran_on`]). Other threads may
+/// run meanwhile or not.
 ///
 /// # Errors
 /// [`Error::CannotRun`] before anything has happened, or if the thread crashed; [`Error::TargetGone`] if it died;
@@ -360,11 +373,7 @@ pub fn run_in(
     if stack_room(target, maps, thread)? < image.bytes.len() as u64 + STACK_ROOM / 2 {
         return Err(cannot(Unsuitable::LittleStack(tid)));
     }
-    // Asking whether there are filters to suspend costs more than suspending.
-    let suspended = ptrace::set_options(tid, ptrace::O_TRACESYSGOOD | ptrace::O_SUSPEND_SECCOMP).is_ok();
-    if !suspended && is_filtered(target, tid)? {
-        return Err(cannot(Unsuitable::Seccomp(tid)));
-    }
+    seccomp::suspend(target.pid(), tid, &image.filtered(&cave, calls), || is_filtered(target, tid))?;
     // Nothing has been changed up to here, and what follows changes only bytes that nobody looks at, until the
     // thread's registers are set.
     let before = memory.read_vec(image.base, image.bytes.len())?;
@@ -381,9 +390,8 @@ pub fn run_in(
                     cave.clear(memory)?;
                 }
             }
-            if suspended {
-                let _ = ptrace::set_options(tid, ptrace::O_TRACESYSGOOD);
-            }
+            // It fails only if the thread is dead, which whoever lets it go finds out.
+            let _ = ptrace::set_options(tid, ptrace::O_TRACESYSGOOD);
             Ok(results)
         }
         Err(e) => Err(e),
@@ -482,10 +490,10 @@ fn finish(
                         let escaped = !inside.contains(&at);
                         if escaped {
                             let regs = settled_regs(tid).map_err(|e| thread.failed("PTRACE_GETREGS", e))?;
-                            thread.set_observed(regs, group_stop);
+                            thread.set_observed(regs, group_stop, true);
                         } else {
                             give_back(thread, own, mask)?;
-                            thread.set_observed(*own, group_stop);
+                            thread.set_observed(*own, group_stop, false);
                         }
                         return Ok(Caught { results, escaped });
                     }
@@ -626,6 +634,30 @@ impl Image {
             catch: RemoteAddr(record(calls.len())),
             calls: calls.len(),
         }
+    }
+
+    /// The calls as the thread's seccomp filters would see them. Results of earlier calls are descriptors, of no interest to
+    /// filters; any will do.
+    fn filtered(&self, cave: &Cave, calls: &[Syscall]) -> Vec<seccomp::Call> {
+        let word = |arg: Option<&Arg>| match arg {
+            None => 0,
+            Some(Arg::Value(value)) => *value,
+            Some(Arg::Bytes(_)) => self.base.0,
+            Some(Arg::Result(_)) => 3,
+        };
+        let call = |name, number, args: &[Arg], vital| seccomp::Call {
+            name,
+            number,
+            instruction_pointer: cave.addr.0,
+            args: std::array::from_fn(|n| word(args.get(n))),
+            vital,
+        };
+        let sleep = [0, 0, 0, 0, self.base.0, 0].map(Arg::Value);
+        let set_mask = [libc::SIG_SETMASK as u64, self.base.0, 0, WORD].map(Arg::Value);
+        let mut all: Vec<_> = calls.iter().map(|c| call(c.name, c.number, &c.args, false)).collect();
+        all.push(call("pselect6", libc::SYS_pselect6, &sleep, false));
+        all.push(call("rt_sigprocmask", libc::SYS_rt_sigprocmask, &set_mask, true));
+        all
     }
 
     /// Whether the thread has come to the sleep, or further.

@@ -90,6 +90,9 @@ pub struct StoppedThread {
     group_stop: Option<i32>,
     since: Instant,
     held: bool,
+    ran_on: bool,
+    /// For a thread that is stopped alone; a stop of all has one for all.
+    _urgent: Option<Urgent>,
     /// The tracer is a thread.
     _not_send: PhantomData<*const ()>,
 }
@@ -182,6 +185,13 @@ impl StoppedThread {
         self.since
     }
 
+    /// Whether it has run on by itself behind a [remote program](crate::remote), because it was not caught in time, and was
+    /// stopped again: what was known of it before is then no longer so.
+    #[must_use]
+    pub fn ran_on(&self) -> bool {
+        self.ran_on
+    }
+
     /// Sets its registers. It may be let go at any moment by the death of the tool, so they must be such that it can go
     /// on from there.
     ///
@@ -202,9 +212,15 @@ impl StoppedThread {
     }
 
     /// Takes note that it runs, under our eyes.
-    pub(crate) fn set_observed(&mut self, regs: libc::user_regs_struct, group_stop: Option<i32>) {
+    pub(crate) fn set_observed(
+        &mut self,
+        regs: libc::user_regs_struct,
+        group_stop: Option<i32>,
+        ran_on: bool,
+    ) {
         self.regs = regs;
         self.group_stop = group_stop;
+        self.ran_on |= ran_on;
     }
 
     /// Takes note that it is gone, or that nobody can let it go now.
@@ -357,11 +373,16 @@ pub fn stop_one(target: &Target, tid: Tid, within: Duration) -> Result<Option<St
         _ => return Ok(None),
     }
     let _attaching = Attaching::begin();
+    let urgent = Urgent::begin();
     let mut seized = Seized { pid: target.pid(), tids: Vec::new() };
     seized.add(target, tid)?;
     let mut stopped = Vec::new();
     wait_all(target, seized.interrupt(), deadline, &mut stopped)?;
-    Ok(stopped.pop())
+    let mut thread = stopped.pop();
+    if let Some(thread) = &mut thread {
+        thread._urgent = Some(urgent);
+    }
+    Ok(thread)
 }
 
 /// Lets threads go that did not stop in time for an earlier stop, and have stopped since. Returns how many have still
@@ -614,7 +635,17 @@ fn look(pid: Pid, tid: Tid, since: Instant) -> Result<Seen> {
         Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Ok(Seen::Running),
         Err(e) => return Err(failed("PTRACE_GETREGS")(e)),
     };
-    let thread = StoppedThread { pid, tid, regs, group_stop, since, held: true, _not_send: PhantomData };
+    let thread = StoppedThread {
+        pid,
+        tid,
+        regs,
+        group_stop,
+        since,
+        held: true,
+        ran_on: false,
+        _urgent: None,
+        _not_send: PhantomData,
+    };
     Ok(Seen::Stopped(Box::new(thread)))
 }
 
