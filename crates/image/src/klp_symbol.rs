@@ -30,7 +30,7 @@ pub struct KlpSymbol {
 }
 
 impl KlpSymbol {
-    /// Reads `name`, which begins with [`PREFIX`].
+    /// Reads `name`, which begins with `PREFIX`.
     pub fn parse(name: &str) -> Result<Self> {
         let wrong = |reason| Error::KlpSymbol { symbol: name.to_string(), reason };
         let text = name.strip_prefix(PREFIX).ok_or(wrong("the prefix is missing"))?;

@@ -47,7 +47,7 @@ pub struct ArenaPlan {
 /// `shadow_stack` says whether the target runs with user shadow stacks.
 ///
 /// # Errors
-/// [`Error::Place`] where there is no room within reach of a function, and the reasons why a function cannot be moved
+/// [`Error::NoPlace`] where there is no room within reach of a function, and the reasons why a function cannot be moved
 /// into a thunk.
 pub fn plan(
     document: &Document,

@@ -1,7 +1,7 @@
 //! A session: one run of the tool at work on one target.
 //!
 //! It holds the lock, the target's document, and what the work has cost so far. Every change of the state goes through
-//! [`Session::step`], which is the semantics' own step, and becomes the truth by [`Session::commit`].
+//! `Session::step`, which is the semantics' own step, and becomes the truth by `Session::commit`.
 
 use crate::batch::Batch;
 use crate::document::{self, Document};

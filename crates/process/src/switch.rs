@@ -10,7 +10,7 @@
 //! finish    one stop: entries lead straight to what they lead to now     commit
 //! ```
 //!
-//! A tool that dies leaves a target that works at each of these points, and [`Session::resume`] finds from the document
+//! A tool that dies leaves a target that works at each of these points, and `Session::resume` finds from the document
 //! and the transition word which it is. Before the word is stored nothing has changed for any thread, so an interrupted
 //! start is cancelled; after it, the transition goes on.
 //!

@@ -1,7 +1,7 @@
 //! The strict unwinder: from a stopped thread's registers through its frames, by call frame information.
 //!
 //! It never guesses. Every frame must have rules (or be left by instructions that tell as much, see
-//! [`crate::exit_path`]), every rule must find its value, frames must follow one another
+//! `exit_path.rs`), every rule must find its value, frames must follow one another
 //! upwards within one stack (another stack is reached only through a signal frame whose contents are checked), a
 //! return address must stand behind a call instruction, and what the innermost instructions say about the return
 //! address must agree with the rules. The end is reached only where the rules say that there is
