@@ -7,9 +7,9 @@ int other(int n);
 /* No room for a jump, and a neighbour right behind. */
 __asm__(".globl tiny, next\n.type tiny, @function\n.type next, @function\n"
 	"tiny: ret\n.size tiny, 1\nnext: ret\n.size next, 1\n");
-/* A loop whose head is the second instruction: a branch into the bytes of the jump. */
+/* A loop whose head is at the second byte: a branch into the bytes of any jump. */
 __asm__(".globl loops\n.type loops, @function\n"
-	"loops: xor %eax, %eax\n1: inc %eax\ndec %edi\njnz 1b\nret\n.size loops, . - loops\n.skip 16, 0x90\n");
+	"loops: push %rbx\n1: mov $3, %eax\ndec %edi\njnz 1b\npop %rbx\nret\n.size loops, . - loops\n.skip 16, 0x90\n");
 int loops(int n);
 static void *sleeper(void *arg)
 {

@@ -86,11 +86,14 @@ KLP_PATCH(patch);
 //@ say ?
 //@ expect 60 20 0 5 -1
 //@ $ ugraft status --pid $PID
-//> [...]
-//! [...]
+//> process $target (target)
+//>  patch      version  state    objects       functions
+//>  mangled             enabled  (executable)  _ZNK4shop6Basket5priceEi
+//>  demangled           enabled  (executable)  _ZNK4shop6Basket5priceEii
+//>                                             _ZN4shop7largestIlEET_S1_S1_
+//> no patch is in transition
 //@ $ ugraft load overloaded.o --pid $PID
-//> [...]
-//! [...]
+//! ugraft: target has 2 symbols called shop::Basket::price; give a position: 1 at [..] shop::Basket::price(int) const, 2 at [..] shop::Basket::price(int, int) const
 //= 6
 //@ $ ugraft load handler.o --pid $PID --quiet
 //@ say ?

@@ -26,19 +26,19 @@ KLP_PATCH(patch);
 //@ say echo attached\n
 //@ expect [..]attached[..]
 //@ $ ugraft load fix.o --pid $target
-//> [...]
-//! [...]
+//! ugraft: thread $target is already traced by gdb (pid $debugger); end that first
 //= 6
 //@ $ ugraft check fix.o --pid $target
-//> [...]
-//! [...]
+//! ugraft: thread $target is already traced by gdb (pid $debugger); end that first
 //= 6
 //@ at debugger say detach
 //@ at debugger say quit
 //@ at debugger close
 //@ at debugger wait
-//> [...]
-//! [...]
+//> (gdb) Detaching from program: [..]/target, process $target
+//> [Inferior 1 (process $target) detached]
+//> (gdb)
+//! 26	../sysdeps/unix/sysv/linux/read.c: No such file or directory.
 //@ at target clean
 //@ $ ugraft load fix.o --pid $target --quiet
 //@ at target say ?
@@ -49,15 +49,12 @@ KLP_PATCH(patch);
 //@ at target expect f 1
 //@ at target clean
 
-// A breakpoint that somebody left in the entry is not overwritten either.
-//@ start debugger: gdb -nx -q -p $target
-//@ say break *f
-//@ say set breakpoint always-inserted on
-//@ say continue &
-//@ say echo armed\n
-//@ expect [..]armed[..]
-//@ signal KILL
-//@ wait
+// A byte that somebody else has written into the function, a breakpoint here, is not overwritten.
+//@ $ gdb -nx -q -batch -p $target -ex "set {unsigned char}f = 0xcc"
 //> [...]
 //! [...]
-//= 137
+//@ $ ugraft load fix.o --pid $target
+//! ugraft: cannot redirect f of the main executable: a breakpoint (a debugger's or a uprobe's) of somebody else lies 0 bytes into the function at [..]; take it off first
+//= 6
+//@ at target alive
+//@ at target clean

@@ -46,8 +46,7 @@ KLP_PATCH(patch);
 //@ expect ready
 //@ clean
 //@ $ ugraft status --pid $PID
-//> [...]
-//! [...]
+//> process $target (exe): not patched
 //= 3
 //@ say ?
 //@ expect f 1

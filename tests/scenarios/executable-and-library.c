@@ -40,15 +40,17 @@ KLP_PATCH(patch);
 //@ expect bill 65 rate 2
 //@ snapshot
 //@ $ ugraft load fix.o --pid $PID
-//> [...]
-//! [...]
+//> patch 'fix': enabled (1 threads, longest pause [..], [..] in all)
 //@ say 10
 //@ expect bill 92 rate 2
 //@ say 10
 //@ expect bill 94 rate 2
 //@ $ ugraft status --pid $PID
-//> [...]
-//! [...]
+//> process $target (target)
+//>  patch  version  state    objects       functions
+//>  fix             enabled  (executable)  bill
+//>                           libshop.so    shipping
+//> no patch is in transition
 //@ $ ugraft disable fix --pid $PID --quiet
 //@ $ ugraft unload fix --pid $PID --quiet
 //@ say 10

@@ -49,8 +49,8 @@ KLP_PATCH(patch);
 //@ expect child [=child]
 //@ adopt child child
 //@ $ ugraft list --pid $child
-//> [...]
-//! [...]
+//>  patch  version  state    objects       functions
+//>  fix             enabled  (executable)  f
 //@ signal USR1
 //@ at target expect child f 2
 //@ $ ugraft load cumulative.o --pid $child --quiet

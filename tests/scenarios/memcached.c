@@ -44,8 +44,7 @@ else:
 //@ start load: memcaslap -s 127.0.0.1:$PORT -T 1 -c 16 -v 1.0 -t 8s
 //@ until test "$(/usr/bin/python3 ask.py $PORT stats)" -gt 1000
 //@ $ ugraft load fix.o --pid $server --timeout 60s
-//> [...]
-//! [...]
+//> patch 'fix': enabled (10 threads, longest pause [..], [..] in all)
 //@ $ /usr/bin/python3 ask.py $PORT
 //> VERSION patched
 //@ $ for i in 1 2 3 4 5; do ugraft disable fix --pid $server --timeout 60s --quiet && ugraft enable fix --pid $server --timeout 60s --quiet || exit; done

@@ -69,11 +69,12 @@ KLP_PATCH(patch);
 //@ say old
 //@ expect all old
 //@ $ ugraft check fix.o --pid $PID
-//> [...]
-//! [...]
+//>  object     function     address         verdict
+//>  libz.so.1  crc32        [..]  can be redirected by a jump
+//>  libz.so.1  zlibVersion  [..]  can be redirected by a jump
+//> patch 'fix' can be loaded into process $python
 //@ $ ugraft load fix.o --pid $PID --timeout 60s
-//> [...]
-//! [...]
+//> patch 'fix': enabled (5 threads, longest pause [..], [..] in all)
 //@ say version
 //@ expect version 1.2.13-patched
 //@ say new

@@ -40,14 +40,12 @@ KLP_PATCH(patch);
 //@ start load: redis-benchmark -p $PORT -t get,set,incr -c 8 -n 20000 -l -q
 //@ until test "$(redis-cli -p $PORT get counter:__rand_int__)" -gt 1000
 //@ $ ugraft load fix.o --pid $server --timeout 60s
-//> [...]
-//! [...]
+//> patch 'fix': enabled (5 threads, longest pause [..], [..] in all)
 //@ $ redis-cli -p $PORT incr mine
 //> 3
 //@ at load alive
 //@ $ ugraft load cumulative.o --pid $server --timeout 60s
-//> [...]
-//! [...]
+//> patch 'cumulative': enabled; replaced fix (5 threads, longest pause [..], [..] in all)
 //@ $ redis-cli -p $PORT incr mine
 //> 13
 //@ at load alive

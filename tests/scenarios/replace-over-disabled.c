@@ -46,19 +46,18 @@ KLP_PATCH(patch);
 //@ snapshot
 //@ $ ugraft load old.o --pid $PID --disabled --quiet
 //@ $ ugraft load absent.o --pid $PID
-//> [...]
-//! [...]
+//> patch 'absent': enabled (1 threads, longest pause [..], [..] in all)
 //@ $ ugraft load cumulative.o --pid $PID
-//> [...]
-//! [...]
+//> patch 'cumulative': enabled; replaced old, absent (1 threads, longest pause [..], [..] in all)
 //@ say ?
 //@ expect f 0 g 2
 //@ $ ugraft list --pid $PID
-//> [...]
-//! [...]
+//>  patch       version  state                   objects                      functions
+//>  old                  replaced by cumulative  (executable)                 f
+//>  absent               replaced by cumulative  libabsent.so.1 (not loaded)  nothing
+//>  cumulative           enabled                 (executable)                 g
 //@ $ ugraft enable old --pid $PID
-//> [...]
-//! [...]
+//! ugraft: patch 'old' was replaced by 'cumulative' and cannot be used again: unload it and load it anew
 //= 1
 //@ say ?
 //@ expect f 0 g 2

@@ -66,16 +66,17 @@ KLP_VERSION("2");
 //@ say ?
 //@ expect f 1 g 2 h 0
 //@ $ ugraft load cumulative.o --pid $PID
-//> [...]
-//! [...]
+//> patch 'cumulative': enabled; replaced one, two (1 threads, longest pause [..], [..] in all)
 //@ say ?
 //@ expect f 0 g 3 h 3
 //@ $ ugraft list --pid $PID
-//> [...]
-//! [...]
+//>  patch       version  state                   objects       functions
+//>  one                  replaced by cumulative  (executable)  f
+//>  two                  replaced by cumulative  (executable)  g
+//>  cumulative  1        enabled                 (executable)  g
+//>                                                             h
 //@ $ ugraft enable one --pid $PID
-//> [...]
-//! [...]
+//! ugraft: patch 'one' was replaced by 'cumulative' and cannot be used again: unload it and load it anew
 //= 1
 
 // A patch that comes later stacks on top, whatever its replace flag was; the next replacing one takes both away.
@@ -93,13 +94,16 @@ KLP_VERSION("2");
 //@ say ?
 //@ expect f 0 g 3 h 3
 //@ $ ugraft list --pid $PID
-//> [...]
-//! [...]
+//>  patch       version  state                   objects       functions
+//>  two                  replaced by cumulative  (executable)  g
+//>  one                  replaced by next        (executable)  f
+//>  next        2        replaced by cumulative  (executable)  h
+//>  cumulative  1        enabled                 (executable)  g
+//>                                                             h
 
 // Disabling the replacing patch gives the original code, never the replaced patches.
 //@ $ ugraft disable cumulative --pid $PID
-//> [...]
-//! [...]
+//> patch 'cumulative': disabled (1 threads, longest pause [..], [..] in all)
 //@ say ?
 //@ expect f 0 g 0 h 0
 //@ $ for patch in cumulative next one two; do ugraft unload $patch --pid $PID --quiet || echo $patch stays; done

@@ -64,12 +64,10 @@ KLP_PATCH(patch);
 //@ expect 11 21
 //@ snapshot
 //@ $ ugraft load ambiguous.o --pid $PID
-//> [...]
-//! [...]
+//! ugraft: target has 2 symbols called step; give a position: 1 at [..] (north.c), 2 at [..] (south.c)
 //= 6
 //@ $ ugraft load third.o --pid $PID
-//> [...]
-//! [...]
+//! ugraft: target has no symbol step at position 3; there are: 1 at [..] (north.c), 2 at [..] (south.c)
 //= 6
 //@ unchanged
 //@ $ ugraft load first.o --pid $PID --quiet
@@ -79,8 +77,11 @@ KLP_PATCH(patch);
 //@ say ?
 //@ expect 101 221
 //@ $ ugraft status --pid $PID
-//> [...]
-//! [...]
+//> process $target (target)
+//>  patch   version  state    objects       functions
+//>  first            enabled  (executable)  step
+//>  second           enabled  (executable)  step,2
+//> no patch is in transition
 //@ $ ugraft disable first --pid $PID --quiet
 //@ say ?
 //@ expect 11 221

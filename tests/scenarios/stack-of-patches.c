@@ -62,8 +62,7 @@ KLP_PATCH(patch);
 
 // Order is kept: the refusal names the patch in the way and the function.
 //@ $ ugraft disable two --pid $PID
-//> [...]
-//! [...]
+//! ugraft: patch 'two' is needed by the enabled patch 'three' (both change the function f of the main executable): disable 'three' first, or ask to ignore the order
 //= 6
 //@ $ ugraft disable other --pid $PID --quiet
 //@ say ?
@@ -75,8 +74,7 @@ KLP_PATCH(patch);
 //@ say ?
 //@ expect f 1 g 0
 //@ $ ugraft enable three --pid $PID
-//> [...]
-//! [...]
+//! ugraft: patch 'three' depends on patch 'two', which is disabled (both change the function f of the main executable): enable 'two' first, or ask to ignore the order
 //= 6
 //@ $ ugraft enable two --pid $PID --quiet
 //@ $ ugraft enable three --pid $PID --quiet
@@ -100,8 +98,11 @@ KLP_PATCH(patch);
 //@ say ?
 //@ expect f 2 g 0
 //@ $ ugraft list --pid $PID
-//> [...]
-//! [...]
+//>  patch  version  state     objects       functions
+//>  one             enabled   (executable)  f
+//>  two             enabled   (executable)  f
+//>  other           disabled  (executable)  g
+//>  three           disabled  (executable)  f
 //@ $ ugraft disable two --pid $PID --quiet
 //@ say ?
 //@ expect f 1 g 0

@@ -117,12 +117,14 @@ KLP_PATCH(patch);
 //@ say ?
 //@ expect 1 2 3 4
 //@ $ ugraft load torn.o --pid $PID --timeout 60s
-//> [...]
-//! [...]
+//! ugraft: cannot redirect across_page of the main executable: a jump at [..] would straddle a page, which cannot be written in one piece, and there is no padding within reach to jump through
 //= 6
 //@ $ ugraft check fix.o --pid $PID
-//> [...]
-//! [...]
+//>  object        function            address         verdict
+//>  (executable)  across_line         [..]  can be redirected by a jump
+//>  (executable)  across_line_padded  [..]  can be redirected by a jump
+//>  (executable)  across_page_padded  [..]  can be redirected by a jump in nearby padding
+//> patch 'fix' can be loaded into process $target
 //@ $ ugraft load fix.o --pid $PID --timeout 60s --quiet
 //@ say ?
 //@ expect 101 102 3 104

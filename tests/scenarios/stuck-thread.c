@@ -63,8 +63,7 @@ KLP_PATCH(patch);
 
 // The time runs out: reversed, and the target is as if nothing had been.
 //@ $ ugraft load fix.o --pid $PID --timeout 300ms
-//> [...]
-//! [...]
+//! ugraft: patch 'fix' could not make its transition in the time given and was reversed: thread [..] (lingerer): linger (frame [..]): in the function, for [..]
 //= 5
 //@ alive
 //@ say ?
@@ -74,18 +73,75 @@ KLP_PATCH(patch);
 // Two tools at once: while the first waits for the thread, the second is told that the target is busy.
 //@ start job: ugraft load fix.o --pid $target --timeout 60s
 //@ until grep -q ugraft:transition /proc/$target/maps
-//@ until ugraft status --pid $target --quiet; test $? = 5
+//@ until ugraft status --pid $target | grep -q '1 of 2 threads have not switched'
 //@ $ ugraft status --pid $target
-//> [...]
-//! [...]
+//> process $target (target)
+//>  patch  version  state          objects       functions
+//>  fix             being enabled  (executable)  f
+//>                                               linger
+//> another ugraft is at work on it
+//> patch 'fix' is in transition (patching) for [..]: 1 of 2 threads have not switched
+//> the next command takes it up; `ugraft reverse` turns it round, `ugraft force` completes it unproved
 //= 5
 //@ $ ugraft status --pid $target --json
-//> [...]
-//! [...]
+//> {
+//>   "command": "status",
+//>   "exit_code": 5,
+//>   "ok": false,
+//>   "schema": "ugraft/1",
+//>   "status": {
+//>     "comm": "target",
+//>     "mapped_bytes": [..],
+//>     "patches": [
+//>       {
+//>         "description": "",
+//>         "forced": false,
+//>         "id": 1,
+//>         "life": "enabling",
+//>         "may_unload": false,
+//>         "name": "fix",
+//>         "objects": [
+//>           {
+//>             "funcs": [
+//>               {
+//>                 "name": "f",
+//>                 "nop": false,
+//>                 "sympos": 1
+//>               },
+//>               {
+//>                 "name": "linger",
+//>                 "nop": false,
+//>                 "sympos": 1
+//>               }
+//>             ],
+//>             "loaded": true,
+//>             "name": null,
+//>             "patched": true
+//>           }
+//>         ],
+//>         "replace": false,
+//>         "replaced_by": null,
+//>         "transition": true,
+//>         "version": ""
+//>       }
+//>     ],
+//>     "pid": $target,
+//>     "tool_at_work": true,
+//>     "transition": {
+//>       "begun": true,
+//>       "blockers": [],
+//>       "direction": "patching",
+//>       "patch": "fix",
+//>       "pending": 1,
+//>       "since_ns": [..],
+//>       "threads": 2
+//>     },
+//>     "written_by": "ugraft [..]"
+//>   }
+//> }
 //= 5
 //@ $ ugraft load other.o --pid $target
-//> [...]
-//! [...]
+//! ugraft: another ugraft is at work on process $target; try again when it has finished
 //= 75
 
 // The tool dies, and the transition stays as it is. The next one finds it, and turns it round.
@@ -93,17 +149,24 @@ KLP_PATCH(patch);
 //@ at job wait
 //= 137
 //@ $ ugraft status --pid $target
+//> process $target (target)
+//>  patch  version  state          objects       functions
+//>  fix             being enabled  (executable)  f
+//>                                               linger
+//> patch 'fix' is in transition (patching) for [..]: 1 of 2 threads have not switched
+//>   thread [..] (lingerer): linger: in the function, for [..]
 //> [...]
-//! [...]
+//>     #3 [..] target: linger+[..]
+//>     #4 [..] target: lingers+[..]
+//> [...]
+//> the next command takes it up; `ugraft reverse` turns it round, `ugraft force` completes it unproved
 //= 5
 //@ at target alive
 //@ $ ugraft load other.o --pid $target --timeout 200ms
-//> [...]
-//! [...]
+//! ugraft: patch 'fix' is still in transition: thread [..] (lingerer): linger (frame [..]): in the function, for [..]
 //= 5
 //@ $ ugraft reverse --pid $target
-//> [...]
-//! [...]
+//> patch 'fix': reversed (2 threads, longest pause [..], [..] in all)
 //@ at target say ?
 //@ at target expect f 1
 //@ $ ugraft unload fix --pid $target --quiet
@@ -112,34 +175,38 @@ KLP_PATCH(patch);
 // Forced: done at once, and remembered, because from now on a thread may still be inside the old code.
 //@ start job: ugraft load fix.o --pid $target --timeout 60s
 //@ until grep -q ugraft:transition /proc/$target/maps
-//@ until ugraft status --pid $target --quiet; test $? = 5
+//@ until ugraft status --pid $target | grep -q '1 of 2 threads have not switched'
 //@ at job signal KILL
 //@ at job wait
 //= 137
 //@ $ ugraft force --pid $target
-//> [...]
-//! [...]
+//> patch 'fix': forced (2 threads, longest pause [..], [..] in all)
+//! ugraft: threads that were still in the other version may run a mix of both until they leave it; memory that they may use stays for ever
 //@ $ ugraft status --pid $target
-//> [...]
-//! [...]
+//> process $target (target)
+//>  patch  version  state    objects       functions
+//>  fix             enabled  (executable)  f
+//>                                         linger
+//> no patch is in transition
 //@ at target alive
 //@ at target say ?
 //@ at target expect f 2
 //@ at target say leave
 //@ at target expect left
 //@ $ ugraft log --pid $target
-//> [...]
-//! [...]
+//> [..] livepatch: enabling patch 'fix'
+//> [..] livepatch: 'fix': initializing patching transition
+//> [..] livepatch: 'fix': starting patching transition
+//> [..] warning: livepatch: forcing remaining tasks to the patched state
+//> [..] livepatch: 'fix': completing patching transition
+//> [..] livepatch: 'fix': patching complete
 //@ $ ugraft disable fix --pid $target
-//> [...]
-//! [...]
+//> patch 'fix': disabled (1 threads, longest pause [..], [..] in all)
 //@ at target say ?
 //@ at target expect f 1
 //@ $ ugraft force --pid $target
-//> [...]
-//! [...]
+//! ugraft: no patch is in transition
 //= 1
 //@ $ ugraft reverse --pid $target
-//> [...]
-//! [...]
+//! ugraft: no patch is in transition
 //= 1

@@ -47,13 +47,9 @@ fn char_ends(text: &str) -> impl Iterator<Item = usize> {
     text.char_indices().map(|(at, _)| at).chain([text.len()])
 }
 
-/// For each line of `seen` the pattern that accounts for it (`None` where none does), if the patterns are taken in
-/// order; and whether everything fits.
-pub fn align<'p>(
-    patterns: &'p [String],
-    seen: &[String],
-    captures: &mut Captures,
-) -> (Vec<Option<&'p str>>, bool) {
+/// For each line of `seen` the number of the pattern that accounts for it (`None` where none does), if the patterns are
+/// taken in order; and whether everything fits.
+pub fn align(patterns: &[String], seen: &[String], captures: &mut Captures) -> (Vec<Option<usize>>, bool) {
     // The best chain of matches, by dynamic programming over suffixes: `best[i][j]` for patterns[i..], seen[j..]. A
     // line under its own pattern counts two, a line under `[...]` one, so that a full match is always the best.
     let (n, m) = (patterns.len(), seen.len());
@@ -80,12 +76,12 @@ pub fn align<'p>(
         let any = patterns[i] == ANY_LINES;
         if !any && fits(i, j) && best[i][j] == 2 + best[i + 1][j + 1] {
             line_matches(&patterns[i], &seen[j], captures);
-            assigned[j] = Some(patterns[i].as_str());
+            assigned[j] = Some(i);
             (i, j) = (i + 1, j + 1);
         } else if any && best[i][j] == best[i + 1][j] {
             i += 1;
         } else if any {
-            assigned[j] = Some(patterns[i].as_str());
+            assigned[j] = Some(i);
             j += 1;
         } else if best[i][j] == best[i + 1][j] {
             all = false;
@@ -104,24 +100,14 @@ pub fn diff(title: &str, patterns: &[String], seen: &[String]) -> String {
     // Rewriting each matched pattern as the line it matched leaves only true differences.
     let mut expected = Vec::new();
     let mut used = 0;
-    for (line, pattern) in seen.iter().zip(&assigned) {
-        let Some(pattern) = pattern else { continue };
-        if *pattern == ANY_LINES {
-            expected.push(line.clone());
-            continue;
-        }
-        while let Some(p) = patterns.get(used) {
-            used += 1;
-            if p == pattern {
-                break;
-            }
-            if p != ANY_LINES {
-                expected.push(p.clone());
-            }
-        }
+    let literal = |range: std::ops::Range<usize>| patterns[range].iter().filter(|p| *p != ANY_LINES).cloned();
+    for (line, number) in seen.iter().zip(&assigned) {
+        let Some(number) = *number else { continue };
+        expected.extend(literal(used..number.max(used)));
         expected.push(line.clone());
+        used = number + 1;
     }
-    expected.extend(patterns.iter().skip(used).filter(|p| *p != ANY_LINES).cloned());
+    expected.extend(literal(used.min(patterns.len())..patterns.len()));
     let (old, new) = (join(&expected), join(seen));
     let text_diff = TextDiff::from_lines(&old, &new);
     let mut out = format!("--- expected {title}\n+++ seen {title}\n");

@@ -213,6 +213,10 @@ impl Play<'_> {
         stdout: &[String],
         stderr: &[String],
     ) -> Result<()> {
+        // Columns of a table are padded at the end of a line too, which nobody wants to see in a transcript.
+        let trimmed =
+            |lines: &[String]| lines.iter().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>();
+        let (stdout, stderr) = (&trimmed(stdout), &trimmed(stderr));
         let mut captures = Captures::new();
         let mut report = String::new();
         let mut fits = true;
@@ -233,7 +237,10 @@ impl Play<'_> {
         let mode = update::mode();
         if mode.is_wanted() {
             let names = self.names();
-            self.rewrites.push(Rewrite::new(mode, expected, code, stdout, stderr, &names));
+            let rewrite = Rewrite::new(mode, expected, code, stdout, stderr, &names, |pattern| {
+                self.substitute(pattern)
+            });
+            self.rewrites.push(rewrite);
         } else if !fits || code != expected.code {
             bail!("{report}");
         }

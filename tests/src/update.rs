@@ -54,14 +54,16 @@ impl Rewrite {
         stdout: &[String],
         stderr: &[String],
         names: &[(String, String)],
+        substitute: impl Fn(&str) -> String,
     ) -> Rewrite {
         let mut marked = Vec::new();
         for (kind, patterns, seen) in [('>', &expected.stdout, stdout), ('!', &expected.stderr, stderr)] {
             let kept: Vec<String> =
                 patterns.iter().filter(|p| mode != Mode::Tighten || *p != ANY_LINES).cloned().collect();
-            let (assigned, _) = pattern::align(&kept, seen, &mut Captures::new());
-            for (line, pattern) in seen.iter().zip(assigned) {
-                let text = pattern.map_or_else(|| general(line, names), str::to_owned);
+            let substituted: Vec<String> = kept.iter().map(|p| substitute(p)).collect();
+            let (assigned, _) = pattern::align(&substituted, seen, &mut Captures::new());
+            for (line, number) in seen.iter().zip(assigned) {
+                let text = number.map_or_else(|| general(line, names), |number| kept[number].clone());
                 // One `[...]` stands for all its lines.
                 if text != ANY_LINES || marked.last() != Some(&(kind, text.clone())) {
                     marked.push((kind, text));
@@ -81,23 +83,39 @@ pub fn general(line: &str, names: &[(String, String)]) -> String {
     for (value, name) in names {
         text = replace_words(&text, value, name);
     }
-    let mut out = String::new();
+    let mut out: Vec<String> = Vec::new();
     let mut words = text.split(' ').peekable();
     while let Some(word) = words.next() {
         let core = word.trim_matches(|c: char| "(),;:".contains(c));
         let next = words.peek().map(|w| w.trim_matches(|c: char| "(),;:.".contains(c))).unwrap_or("");
         let number = !core.is_empty() && core.chars().all(|c| c.is_ascii_digit() || c == '.');
-        let timed = number && matches!(next, "ns" | "us" | "µs" | "ms" | "s");
-        if timed || core.starts_with("0x") {
-            out.push_str(&word.replace(core, "[..]"));
+        if number && UNITS.contains(&next) {
+            // The unit changes with the number.
+            let unit = words.next().unwrap_or_default();
+            out.push(word.replace(core, "[..]") + &unit[unit.find(next).unwrap_or(0) + next.len()..]);
+        } else if core.starts_with("0x") || is_moment(core) {
+            out.push(word.replace(core, "[..]"));
         } else {
-            out.push_str(word);
-        }
-        if words.peek().is_some() {
-            out.push(' ');
+            out.push(word.to_owned());
         }
     }
-    out
+    let text = out.join(" ");
+    // Fields of JSON whose value is a time, a size or an address.
+    match text.split_once("\": ") {
+        Some((key, value)) if ["_ns", "_bytes", "addr"].iter().any(|end| key.ends_with(end)) => {
+            let comma = if value.ends_with(',') { "," } else { "" };
+            format!("{key}\": [..]{comma}")
+        }
+        _ => text,
+    }
+}
+
+/// Units of the times that are printed.
+const UNITS: [&str; 5] = ["ns", "us", "ms", "s", "min"];
+
+/// Whether the word is a date with a time, as RFC 3339 has it.
+fn is_moment(word: &str) -> bool {
+    word.ends_with('Z') && word.len() > 20 && word.chars().filter(|c| *c == ':').count() == 2
 }
 
 /// Replaces `value` where it is no part of a longer word.
@@ -160,25 +178,31 @@ mod tests {
         let names = [("123".to_owned(), "$target".to_owned())];
         assert_eq!(
             general("pid 123: 1234 calls, (0.25 ms), at 0x7f00", &names),
-            "pid $target: 1234 calls, ([..] ms), at [..]"
+            "pid $target: 1234 calls, ([..]), at [..]"
         );
+    }
+
+    #[test]
+    fn times_of_logs_and_json_do_not_stay() {
+        assert_eq!(general("2026-11-22T18:24:30.364693Z livepatch: x", &[]), "[..] livepatch: x");
+        assert_eq!(general("  \"since_ns\": 214100575,", &[]), "  \"since_ns\": [..],");
     }
 
     #[test]
     fn a_rewrite_keeps_what_matched_and_its_neighbours() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.c");
-        std::fs::write(&path, "//@ $ a\n//> one [..]\n//> old\n//@ $ b\n").unwrap();
+        std::fs::write(&path, "//@ $ a\n//> one $x\n//> old\n//@ $ b\n").unwrap();
         let expected =
-            Expected { stdout: vec!["one [..]".into(), "old".into()], lines: 2..4, ..Expected::default() };
+            Expected { stdout: vec!["one $x".into(), "old".into()], lines: 2..4, ..Expected::default() };
         let seen = ["one 1".to_owned(), "new 0xff".to_owned()];
-        let first = Rewrite::new(Mode::Rewrite, &expected, 5, &seen, &[], &[]);
+        let first = Rewrite::new(Mode::Rewrite, &expected, 5, &seen, &[], &[], |p| p.replace("$x", "1"));
         let empty = Expected { lines: 5..5, ..Expected::default() };
-        let second = Rewrite::new(Mode::Rewrite, &empty, 0, &["end".to_owned()], &[], &[]);
+        let second = Rewrite::new(Mode::Rewrite, &empty, 0, &["end".to_owned()], &[], &[], str::to_owned);
         write(&path, "//", &[first, second]).unwrap();
         assert_eq!(
             std::fs::read_to_string(&path).unwrap(),
-            "//@ $ a\n//> one [..]\n//> new [..]\n//= 5\n//@ $ b\n//> end\n"
+            "//@ $ a\n//> one $x\n//> new [..]\n//= 5\n//@ $ b\n//> end\n"
         );
     }
 }

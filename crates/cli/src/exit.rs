@@ -27,7 +27,7 @@ pub const BUSY: u8 = 75;
 
 /// A patch file that cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read {}: {source}", .path.display())]
+#[error("cannot read {}", .path.display())]
 pub struct Unreadable {
     /// The file.
     pub path: PathBuf,
