@@ -214,6 +214,8 @@ fn a_vfork_parent_is_named_and_nothing_stays_stopped() {
                 // Long after the child has exited.
                 nothing_is_stopped_or_traced(running.pid());
             }
+            // On a busy machine 50 ms may not be enough for a thread that could stop.
+            Err(Error::CannotStop { why: Unstoppable::Starved, .. }) => {}
             Err(e) => panic!("{e}"),
         }
         std::thread::sleep(Duration::from_millis(10));
