@@ -8,7 +8,7 @@ use crate::stacks::{Blocker, Prover, Verdict};
 use crate::target::Target;
 use crate::threads::StoppedThread;
 use crate::watch::{Part, Watch, WatchRange};
-use crate::{RemoteAddr, Result};
+use crate::{RemoteAddr, Result, trampoline};
 use std::ops::Range;
 use ugraft_core::{Change, FuncId, Implementation};
 
@@ -51,6 +51,11 @@ pub(crate) fn side_watch(document: &Document, changes: &[Change], goal_side: boo
         let side = if goal_side { change.goal } else { change.source };
         for range in code_of(document, &change.func, side)? {
             ranges.push(WatchRange { key: key as u64, ..range });
+        }
+        // On the way to the side's implementation, which it would still enter after the begin.
+        if let Some(landing) = document.landing(&change.func, side)? {
+            let end = landing.offset(trampoline::FAR_LEN as i64);
+            ranges.push(named(landing..end, Part::Stub, &change.func));
         }
         if let Some(site) = document.site(&change.func) {
             let pads = site.entry.watch_restore();
@@ -98,12 +103,12 @@ fn code_of(document: &Document, func: &FuncId, side: Implementation) -> Result<V
     let code = document.code(func, side)?;
     Ok(code
         .iter()
-        .enumerate()
-        .map(|(i, range)| {
-            let part = match (side, i) {
-                (Implementation::Original, 0) => Part::Code,
-                (Implementation::Original, _) => Part::Cold,
-                (Implementation::Patch(_), _) => Part::Image,
+        .map(|range| {
+            // A thread at the very first instruction counts: it may have come there by a tail call from another
+            // changing function, whose version it must keep to. `Part::Code` would let it pass.
+            let part = match side {
+                Implementation::Original => Part::Cold,
+                Implementation::Patch(_) => Part::Image,
             };
             named(range.clone(), part, func)
         })
