@@ -9,9 +9,10 @@
 //! followed; if some reach an end and none agrees, the tables are not believed. A path that cannot be followed
 //! (a value loaded from elsewhere, too long a way) says nothing.
 //!
-//! musl comes without tables. Most of its functions that threads sleep in are a few instructions from their `ret`, and
-//! there the instructions themselves say where the return address is, as surely as a table: [`way_out`]. A path is good
-//! for that only if it meets no call, since what follows a call that never returns may be another function.
+//! musl comes without tables. The functions in which its threads sleep are a few instructions from their `ret`, and there
+//! the instructions themselves say where the return address is, as surely as a table: [`way_out`]. A path is good for
+//! that only if it meets no call, since what follows a call that never returns may be another function; for the same
+//! reason it must begin where the thread is, not behind a call.
 
 use crate::RemoteAddr;
 use crate::memory::Memory;

@@ -222,7 +222,8 @@ impl<'a> Unwinder<'a> {
             Err(NoCfi::NoEntry) if self.is_trampoline(frame, registers) => {
                 return self.interrupted(frame, None);
             }
-            Err(NoCfi::NoEntry) => return self.by_code(registers, frame).map(Some),
+            // Behind a call that never returns there may be other code than the frame's own.
+            Err(NoCfi::NoEntry) if frame.exact => return self.by_code(registers, frame).map(Some),
             Err(e) => return Err(e.into()),
         };
         if row.signal {
@@ -261,15 +262,14 @@ impl<'a> Unwinder<'a> {
         Ok(Some((next, caller)))
     }
 
-    /// The caller of a frame without call frame information, where the function's own instructions tell.
+    /// The caller of a frame without call frame information, if the instructions that it is about to execute tell.
     fn by_code(&mut self, registers: &Registers, frame: Frame) -> Result<(Registers, Frame), Doubt> {
         const NONE: Doubt = Doubt::NoCfi(NoCfi::NoEntry);
         let code = self.maps.find(RemoteAddr(frame.pc)).filter(|m| m.exec).ok_or(NONE)?;
         let code = code.start.0..code.end.0;
         let way = exit_path::way_out(self.memory, registers, frame.pc, &code).ok_or(NONE)?;
         let top = way.slot.wrapping_add(8);
-        let upwards = if frame.exact { top >= frame.sp } else { top > frame.sp };
-        if !upwards || top > self.stack_end {
+        if top < frame.sp || top > self.stack_end {
             return Err(Doubt::NotUpwards(RemoteAddr(top)));
         }
         let mut next = way.registers;

@@ -81,10 +81,10 @@ fn finds_what_a_signal_interrupted_on_a_stack_of_the_programs_own() {
     let dir = tempfile::tempdir().unwrap();
     let glibc = program(dir.path());
     let musl = build(dir.path(), "musl", "musl-gcc", &["-O2", "-static"], &["where.c"]);
-    for exe in [&glibc, &musl] {
-        let scan = scan_at_stop(exe, "altstack-guarded", &["wanted_interrupted"]);
+    for (exe, mode) in [(&glibc, "altstack-guarded"), (&glibc, "altstack-small"), (&musl, "altstack-small")] {
+        let scan = scan_at_stop(exe, mode, &["wanted_interrupted"]);
         assert!(!scan.hits.is_empty(), "{}: {scan:x?}", exe.display());
-        let scan = scan_at_stop(exe, "altstack-guarded", &["elsewhere"]);
+        let scan = scan_at_stop(exe, mode, &["elsewhere"]);
         assert_eq!(scan.hits, [], "{}", exe.display());
     }
 }

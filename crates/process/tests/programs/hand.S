@@ -117,4 +117,18 @@ without:
     ret
     .size   without, . - without
 
+    .globl  without_end
+    .type   without_end, @function
+/* No information, and it ends with a call that never returns; what follows is no part of it. */
+without_end:
+    subq    $40, %rsp
+    call    away
+    .size   without_end, . - without_end
+    .globl  behind
+    .type   behind, @function
+behind:
+    popq    %rax
+    ret
+    .size   behind, . - behind
+
     .section .note.GNU-stack, "", @progbits

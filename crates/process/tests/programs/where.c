@@ -66,6 +66,19 @@ static void on_guarded_thread(void (*f)(void)) {
     pthread_join(t, 0);
 }
 
+/* On a stack so small that musl puts the thread's TLS elsewhere; glibc wants more. */
+static void on_small_thread(void (*f)(void)) {
+    pthread_attr_t a;
+    pthread_t t;
+    pthread_attr_init(&a);
+    size_t size = 1 << 13;
+    char *m = mmap(0, 1 << 16, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    mprotect(m + size, 4096, PROT_NONE);
+    if (pthread_attr_setstack(&a, m, size)) pthread_attr_setstack(&a, m + size + 4096, (1 << 16) - size - 4096);
+    pthread_create(&t, &a, thread, (void *)f);
+    pthread_join(t, 0);
+}
+
 static void on_thread(void (*f)(void)) {
     pthread_t t;
     pthread_create(&t, 0, thread, (void *)f);
@@ -109,6 +122,7 @@ int main(int argc, char **argv) {
     }
     if (!strcmp(where, "altstack-thread")) on_thread(alternate_on_thread);
     if (!strcmp(where, "altstack-guarded")) on_guarded_thread(alternate_on_thread);
+    if (!strcmp(where, "altstack-small")) on_small_thread(alternate_on_thread);
     if (!strcmp(where, "guarded")) on_guarded_thread(wanted);
     if (!strcmp(where, "returns")) for (;;) { wanted_pausing(); sink++; }
 #ifdef __GLIBC__

@@ -137,13 +137,16 @@ impl Truth {
         let mut until_look = 0;
         loop {
             in_main |= Some(regs.rip) == main;
-            if until_look == 0 {
+            if until_look == 0 || self.is_dense(regs.rip) {
                 self.look(&memory, &regs);
                 if self.tally.points == points {
                     return self.tally;
                 }
                 // Before main, in the libraries' constructors, there is much of the same.
                 until_look = 1 + self.random.next(if in_main { 2 * stride - 1 } else { 50 });
+                if self.is_dense(regs.rip) {
+                    until_look = 1;
+                }
             }
             until_look -= 1;
             // The program's own first signal tells that it has its handlers.
@@ -191,6 +194,15 @@ impl Truth {
                 }
             }
         }
+    }
+
+    /// Whether every instruction around `pc` is to be looked at: where exception unwinders leave for another frame.
+    fn is_dense(&self, pc: u64) -> bool {
+        let i = self.functions.partition_point(|f| f.start.0 <= pc);
+        i > 0
+            && pc < self.functions[i - 1].end.0
+            && ["uw_install_context_1", "_Unwind_DebugHook", "_Unwind_Resume"]
+                .contains(&self.functions[i - 1].function.as_str())
     }
 
     fn look(&mut self, memory: &ugraft_process::memory::Memory, regs: &libc::user_regs_struct) {
@@ -344,7 +356,10 @@ fn check(programs: &[Program<'_>]) {
         let tally = Truth::new(&exe, &args, p.whole).run(points_each(), p.stride, p.storm);
         eprintln!("{} {} {}: {tally:?}", p.cc, p.flags.join(" "), p.sources.join(" "));
         assert_eq!(tally.points, points_each());
-        assert_eq!(tally.signals > 0, p.storm > 0, "{tally:?}");
+        // With few points the program does not get so far.
+        if points_each() > 2000 {
+            assert_eq!(tally.signals > 0, p.storm > 0, "{tally:?}");
+        }
     }
 }
 
