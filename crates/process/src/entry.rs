@@ -538,7 +538,7 @@ fn check_movable(instruction: &Instruction, written: &Range<RemoteAddr>) -> Resu
 }
 
 fn straddles(addr: RemoteAddr, len: usize) -> bool {
-    addr.0 / PAGE != (addr.0 + len as u64 - 1) / PAGE
+    addr.0 / PAGE != addr.offset(len as i64 - 1).0 / PAGE
 }
 
 fn overlap(a: &Range<RemoteAddr>, b: &Range<RemoteAddr>) -> bool {

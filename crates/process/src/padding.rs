@@ -55,7 +55,7 @@ pub(crate) fn end_behind(f: &Function<'_>) -> RemoteAddr {
         Some(_) => padded_to,
         // Nobody says where the next function begins, and it may begin with nops: trust its alignment only.
         None => {
-            let aligned = RemoteAddr(end.0.next_multiple_of(ALIGN));
+            let aligned = RemoteAddr(end.0.checked_next_multiple_of(ALIGN).unwrap_or(end.0));
             if padded_to >= aligned { aligned } else { end }
         }
     }

@@ -1,5 +1,6 @@
 //! What the analysis of an entry says where nothing needs to be executed: writes, watched ranges, refusals by what others did.
 
+use proptest::prelude::*;
 use std::ops::Range;
 use ugraft_process::RemoteAddr;
 use ugraft_process::entry::{Entry, EntryRefusal, ForeignKind, Installed, OutOfReach};
@@ -219,4 +220,68 @@ fn xbegin_keeps_its_way_out() {
     assert_eq!(thunk[..2], [0xc7, 0xf8]);
     let rel = i32::from_le_bytes(thunk[2..6].try_into().unwrap());
     assert_eq!(at.offset(6 + i64::from(rel)), START.offset(16));
+}
+
+/// Bytes as instructions begin: the opcodes that need thought, and any others.
+fn code_byte() -> impl Strategy<Value = u8> {
+    prop_oneof![
+        any::<u8>(),
+        prop::sample::select(vec![
+            0x0f, 0x40, 0x48, 0x66, 0x67, 0x70, 0x75, 0x8b, 0x8d, 0x90, 0xc3, 0xc7, 0xcc, 0xe2, 0xe3, 0xe8,
+            0xe9, 0xeb, 0xf2, 0xf3, 0xff, 0x05, 0x15, 0x25, 0x24, 0x54, 0x00, 0x01, 0x02, 0xfe, 0xfd, 0x3e,
+        ]),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1500))]
+
+    /// Whatever a function holds, and wherever it lies: a verdict, and where it is yes, writes within a page, an original that comes
+    /// back, and a thunk within its bound.
+    #[test]
+    fn any_bytes_get_a_verdict(
+        bytes in prop::collection::vec(code_byte(), 1..200),
+        at in 0usize..100,
+        size in 0u64..120,
+        page in prop_oneof![Just(0u64), Just(0x40_0000), Just(0x7fff_ffff_e000), Just(u64::MAX - 0xfff)],
+        offset in 0u64..4096,
+        split in 0u64..200,
+    ) {
+        let addr = RemoteAddr(page.wrapping_add(offset));
+        let text = Text { addr, bytes: &bytes };
+        let neighbours = [addr.offset(split as i64)..addr.offset(split as i64 + 9)];
+        let f = Function {
+            start: addr.offset(at as i64),
+            size,
+            text,
+            memory: Some(text),
+            neighbours: &neighbours,
+            data: &[text],
+            taken: &[],
+        };
+        let Ok(entry) = Entry::analyze(&f) else { return Ok(()) };
+        let mut memory = bytes.clone();
+        let mut apply = |writes: Vec<ugraft_process::entry::Write>| {
+            for write in writes {
+                let from = write.addr.distance_from(addr) as usize;
+                memory[from..from + write.bytes.len()].copy_from_slice(&write.bytes);
+                assert!(write.addr.0 % 4096 + write.bytes.len() as u64 <= 4096);
+            }
+            memory.clone()
+        };
+        let target = entry.jump().offset(0x1234);
+        let redirected = apply(entry.entry_to(target).unwrap());
+        let found = entry.installed(|addr, now| {
+            let from = addr.distance_from(text.addr) as usize;
+            now.copy_from_slice(&redirected[from..from + now.len()]);
+            Ok::<_, ()>(())
+        });
+        prop_assert_eq!(found, Ok(Installed::Redirect(target)));
+        prop_assert_eq!(&apply(entry.restore()), &bytes);
+        for thunk_at in [entry.start().offset(1 << 20), entry.start().offset(1 << 40)] {
+            if let Ok(code) = thunk::emit(&entry, thunk_at, false) {
+                prop_assert!(code.len() <= thunk::MAX_LEN);
+            }
+        }
+    }
 }
