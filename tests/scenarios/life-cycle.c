@@ -195,9 +195,9 @@ KLP_LICENSE("MIT");
 //>     "cost": {
 //>       "elapsed_ns": [..],
 //>       "longest_pause_ns": [..],
-//>       "looks": 2,
+//>       "looks": [..],
 //>       "stopped_ns": [..],
-//>       "stops": 2,
+//>       "stops": [..],
 //>       "threads": 1
 //>     },
 //>     "life": "disabled",
