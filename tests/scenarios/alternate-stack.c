@@ -61,7 +61,7 @@ KLP_PATCH(patch);
 //@ expect working
 //@ say signal
 //@ expect in the handler
-//@ $ ugraft load fix.o --pid $PID --timeout 2s
+//@ $ ugraft load fix.o --pid $PID --timeout 5s
 //! ugraft: patch 'fix' could not make its transition in the time given and was reversed: thread [..] (target): f (frame [..]): in the function, interrupted by a signal, for [..]
 //= 5
 //@ say ?

@@ -119,7 +119,7 @@ This is no object file.
 // 5: still in transition.
 //@ say linger
 //@ expect lingering
-//@ $ ugraft load stuck.o --pid $PID --timeout 2s
+//@ $ ugraft load stuck.o --pid $PID --timeout 5s
 //! ugraft: patch 'stuck' could not make its transition in the time given and was reversed: thread [..] (target): linger (frame [..]): in the function, for [..]
 //= 5
 // 75: busy. 9: the target died meanwhile.

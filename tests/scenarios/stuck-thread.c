@@ -62,7 +62,7 @@ KLP_PATCH(patch);
 //@ expect f 1
 
 // The time runs out: reversed, and the target is as if nothing had been.
-//@ $ ugraft load fix.o --pid $PID --timeout 2s
+//@ $ ugraft load fix.o --pid $PID --timeout 5s
 //! ugraft: patch 'fix' could not make its transition in the time given and was reversed: thread [..] (lingerer): linger (frame [..]): in the function, for [..]
 //= 5
 //@ alive
@@ -154,6 +154,7 @@ KLP_PATCH(patch);
 //>  fix             being enabled  (executable)  f
 //>                                               linger
 //> patch 'fix' is in transition (patching) for [..]: 1 of 2 threads have not switched
+//> [...]
 //>   thread [..] (lingerer): linger: in the function, for [..]
 //> [...]
 //>     #3 [..] target: linger+[..]
@@ -162,7 +163,7 @@ KLP_PATCH(patch);
 //> the next command takes it up; `ugraft reverse` turns it round, `ugraft force` completes it unproved
 //= 5
 //@ at target alive
-//@ $ ugraft load other.o --pid $target --timeout 2s
+//@ $ ugraft load other.o --pid $target --timeout 5s
 //! ugraft: patch 'fix' is still in transition: thread [..] (lingerer): linger (frame [..]): in the function, for [..]
 //= 5
 //@ $ ugraft reverse --pid $target
