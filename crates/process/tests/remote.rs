@@ -215,6 +215,33 @@ fn a_busy_thread_keeps_its_registers() {
 }
 
 #[test]
+fn signals_during_programs_are_delivered_afterwards() {
+    let mut running = Running::fixture("odd", &["storm"]);
+    let target = running.target();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let calls = [Syscall::new("getpid", libc::SYS_getpid, vec![])];
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                for tid in target.threads().unwrap() {
+                    let mut thread = stop_one(&target, tid, WITHIN).unwrap().unwrap();
+                    match remote::run(&target, &mut thread, &calls) {
+                        Ok(results) => assert_eq!(results, [Some(i64::from(target.pid().0))]),
+                        Err(Error::CannotRun { why: Unsuitable::Rseq(_), .. }) => {}
+                        Err(e) => panic!("{e}"),
+                    }
+                    thread.resume().unwrap();
+                }
+                std::thread::sleep(Duration::from_micros(300));
+            }
+        });
+        let line = running.line();
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(line, "20000 taken 0 out of order 0 without cause 0 wrong");
+    });
+}
+
+#[test]
 fn a_stopped_target_stays_stopped() {
     let mut running = Running::fixture("blocked", &["1"]);
     let target = running.target();
