@@ -22,6 +22,9 @@ struct Watched {
     tids: HashSet<Tid>,
     /// How many are attaching.
     attaching: usize,
+    /// The thread that looks sleeps until it is woken. To wake it costs the attaching one more than all else here, so
+    /// it is done no more than once in an [`INTERVAL`].
+    asleep: bool,
 }
 
 static WATCHED: Mutex<Option<Watched>> = Mutex::new(None);
@@ -33,11 +36,16 @@ pub(crate) struct Attaching(());
 
 impl Attaching {
     pub(crate) fn begin() -> Self {
+        let asleep = with(|watched| {
+            watched.attaching += 1;
+            std::mem::take(&mut watched.asleep)
+        });
+        if asleep {
+            BEGUN.notify_one();
+        }
         static START: Once = Once::new();
         // Without the thread all works as well, but for the deadlock.
         START.call_once(|| drop(std::thread::Builder::new().name("rescue".to_owned()).spawn(watch)));
-        with(|watched| watched.attaching += 1);
-        BEGUN.notify_one();
         Self(())
     }
 }
@@ -65,19 +73,21 @@ fn lock() -> MutexGuard<'static, Option<Watched>> {
 }
 
 fn with<R>(f: impl FnOnce(&mut Watched) -> R) -> R {
-    f(lock().get_or_insert_with(|| Watched { tids: HashSet::new(), attaching: 0 }))
+    f(lock().get_or_insert_with(|| Watched { tids: HashSet::new(), attaching: 0, asleep: false }))
 }
 
 fn watch() {
     let mut guard = lock();
     loop {
-        if guard.as_ref().is_none_or(|watched| watched.attaching == 0) {
+        let Some(watched) = guard.as_mut() else { return };
+        if watched.attaching == 0 {
+            watched.asleep = true;
             guard = BEGUN.wait(guard).unwrap_or_else(PoisonError::into_inner);
             continue;
         }
         // The tracer itself is faster in the usual case, so the look comes after the wait.
         guard = BEGUN.wait_timeout(guard, INTERVAL).unwrap_or_else(PoisonError::into_inner).0;
-        if let Some(watched) = guard.as_mut() {
+        if let Some(watched) = guard.as_mut().filter(|watched| watched.attaching > 0) {
             watched.tids.retain(|&tid| !matches!(ptrace::poll(tid), Ok(Some(Event::Gone))));
         }
     }
