@@ -7,10 +7,13 @@
 //! Nothing here stops the target. While its loader changes the list (`LoaderDebug::consistent` is false), what was
 //! read may be half of a change; whoever needs certainty stops the threads first.
 
-use crate::dynamic::{Dynamic, MAX_NAME, Rela};
-use crate::elf_file::{ElfFile, ElfHeader, HEAD_LEN, Segment, build_id_of_notes};
+use crate::dynamic::{Dynamic, Rela};
+use crate::elf_file::{ElfFile, ElfHeader, Segment, build_id_of_notes};
+pub use crate::loader_list::LoaderDebug;
+use crate::loader_list::{Reader, broken};
 use crate::maps::{Mapping, Maps};
 use crate::memory::Memory;
+pub use crate::object_file::FileProblem;
 use crate::pages::Pages;
 use crate::symbols::{ObjectSymbols, SymbolError};
 use crate::{LinkAddr, RemoteAddr, Result};
@@ -25,9 +28,6 @@ pub const MAX_OBJECTS: usize = 1 << 12;
 pub const MAX_NAMESPACES: usize = 64;
 /// Longest note segment that is searched for a build-id, in bytes.
 const MAX_NOTES: u64 = 1 << 16;
-/// Longest path in a link map, in bytes.
-const MAX_PATH: usize = 4096;
-const PAGE: u64 = 4096;
 
 // getauxval(3).
 const AT_PHDR: u64 = 3;
@@ -52,50 +52,6 @@ pub enum Role {
     Vdso,
 }
 
-/// What the loader shows to debuggers (`struct r_debug`, `<link.h>`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LoaderDebug {
-    /// Where the structure lies.
-    pub address: RemoteAddr,
-    /// The function that the loader calls around each change of its list (`r_brk`).
-    pub brk: RemoteAddr,
-    /// Whether the list was not being changed (`r_state` is RT_CONSISTENT).
-    pub consistent: bool,
-    /// `r_version`; 2 and more have further namespaces behind.
-    pub version: u32,
-}
-
-/// Why an object's file cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum FileProblem {
-    /// It has none: it is the kernel's, or lies in anonymous memory.
-    #[error("{0} is not mapped from a file")]
-    None(String),
-    /// No way led to it.
-    #[error(
-        "the file of {object} cannot be opened ({reason}); restart the program if it was removed or replaced"
-    )]
-    Unreachable {
-        /// The object.
-        object: String,
-        /// What was tried, with the answers.
-        reason: String,
-    },
-    /// What lies there now is not what is mapped.
-    #[error(
-        "{path} is not the file that is mapped as {object} ({difference}): it was replaced after the program started; restart the program"
-    )]
-    Differs {
-        /// The object.
-        object: String,
-        /// The file found.
-        path: String,
-        /// How the two differ.
-        difference: &'static str,
-    },
-}
-
 /// The objects of one target.
 #[derive(Debug)]
 pub struct Objects<'t> {
@@ -107,41 +63,28 @@ pub struct Objects<'t> {
 /// One object.
 #[derive(Debug)]
 pub struct Object<'t> {
-    id: ObjectId,
-    role: Role,
-    namespace: usize,
-    link_map: Option<RemoteAddr>,
-    bias: u64,
-    head_at: RemoteAddr,
-    header: Option<ElfHeader>,
-    segments: Vec<Segment>,
-    ranges: Vec<Range<RemoteAddr>>,
-    dynamic_at: Option<RemoteAddr>,
+    pub(crate) id: ObjectId,
+    pub(crate) role: Role,
+    pub(crate) namespace: usize,
+    pub(crate) link_map: Option<RemoteAddr>,
+    pub(crate) bias: u64,
+    pub(crate) head_at: RemoteAddr,
+    pub(crate) header: Option<ElfHeader>,
+    pub(crate) segments: Vec<Segment>,
+    pub(crate) ranges: Vec<Range<RemoteAddr>>,
+    pub(crate) dynamic_at: Option<RemoteAddr>,
     /// The name the loader has for it; empty for the main executable.
-    loaded_as: String,
-    mapping: Option<Mapping>,
-    proc_dir: PathBuf,
+    pub(crate) loaded_as: String,
+    pub(crate) mapping: Option<Mapping>,
+    pub(crate) proc_dir: PathBuf,
     pub(crate) pages: Arc<Pages<'t>>,
-    dynamic: OnceLock<Dynamic>,
-    soname: OnceLock<Option<String>>,
-    build_id: OnceLock<Option<Vec<u8>>>,
-    file: OnceLock<Result<ElfFile, FileProblem>>,
+    pub(crate) dynamic: OnceLock<Dynamic>,
+    pub(crate) soname: OnceLock<Option<String>>,
+    pub(crate) build_id: OnceLock<Option<Vec<u8>>>,
+    pub(crate) file: OnceLock<Result<ElfFile, FileProblem>>,
     pub(crate) relocations: OnceLock<Vec<Rela>>,
     pub(crate) symbols: OnceLock<ObjectSymbols>,
     pub(crate) mid_function: OnceLock<Vec<Range<RemoteAddr>>>,
-}
-
-struct LinkMap {
-    at: RemoteAddr,
-    bias: u64,
-    name: String,
-    dynamic: RemoteAddr,
-}
-
-struct Reader<'a, 't> {
-    pages: Arc<Pages<'t>>,
-    maps: &'a Maps,
-    proc_dir: &'a Path,
 }
 
 impl<'t> Objects<'t> {
@@ -296,181 +239,6 @@ impl<'a, 't> IntoIterator for &'a Objects<'t> {
 
     fn into_iter(self) -> Self::IntoIter {
         self.iter()
-    }
-}
-
-fn broken(what: &str) -> crate::Error {
-    SymbolError::BrokenTarget { what: what.to_owned() }.into()
-}
-
-impl<'t> Reader<'_, 't> {
-    /// The object that the kernel started, from its program headers.
-    fn started(&self, phdr: RemoteAddr, phnum: u64) -> Result<Object<'t>> {
-        let count = usize::try_from(phnum).unwrap_or(0).min(crate::elf_file::MAX_PROGRAM_HEADERS);
-        let segments = Segment::parse_all(&self.pages.vec(phdr, count * 56)?);
-        let bias = match segments.iter().find(|s| s.kind == elf::PT_PHDR) {
-            Some(s) => phdr.0.wrapping_sub(s.vaddr.0),
-            // A static program has no PT_PHDR: the headers lie in the segment that holds file offset e_phoff.
-            None => self
-                .lowest_of(phdr)
-                .and_then(|head| {
-                    let first = segments.iter().find(|s| s.kind == elf::PT_LOAD && s.offset.0 == 0)?;
-                    Some(head.0.wrapping_sub(first.vaddr.0))
-                })
-                .ok_or_else(|| broken("no segment of the main executable holds its program headers"))?,
-        };
-        let head = segments
-            .iter()
-            .find(|s| s.kind == elf::PT_LOAD && s.offset.0 == 0)
-            .map_or(RemoteAddr(phdr.0 & !(PAGE - 1)), |s| RemoteAddr(bias.wrapping_add(s.vaddr.0)));
-        if !segments.iter().any(|s| s.kind == elf::PT_LOAD) {
-            return Err(broken("the main executable has no PT_LOAD segment"));
-        }
-        Ok(self.object(head, bias, segments, None, String::new(), Role::Main))
-    }
-
-    /// An object of the link map.
-    fn linked(&self, map: &LinkMap) -> Option<Object<'t>> {
-        // Usually the first segment has link address 0 and the headers lie at the bias itself.
-        let right = |head: RemoteAddr| {
-            let (header, segments) = self.headers(head)?;
-            let first = segments.iter().find(|s| s.kind == elf::PT_LOAD)?;
-            let bias = head.0.wrapping_sub(first.vaddr.0.wrapping_sub(first.offset.0));
-            let dynamic = segments.iter().find(|s| s.kind == elf::PT_DYNAMIC)?;
-            let fits = bias == map.bias && bias.wrapping_add(dynamic.vaddr.0) == map.dynamic.0;
-            fits.then_some((header, segments))
-        };
-        let (head, (header, segments)) = [Some(RemoteAddr(map.bias)), self.lowest_of(map.dynamic)]
-            .into_iter()
-            .flatten()
-            .find_map(|head| Some((head, right(head)?)))?;
-        let mut object = self.object(head, map.bias, segments, Some(header), map.name.clone(), Role::Library);
-        object.link_map = Some(map.at);
-        Some(object)
-    }
-
-    /// An object of which only the place of its header is known.
-    fn headed(&self, head: RemoteAddr, role: Role) -> Option<Object<'t>> {
-        let (header, segments) = self.headers(head)?;
-        let first = segments.iter().find(|s| s.kind == elf::PT_LOAD)?;
-        let bias = head.0.wrapping_sub(first.vaddr.0.wrapping_sub(first.offset.0));
-        Some(self.object(head, bias, segments, Some(header), String::new(), role))
-    }
-
-    fn headers(&self, head: RemoteAddr) -> Option<(ElfHeader, Vec<Segment>)> {
-        self.maps.find(head).filter(|m| m.read)?;
-        let bytes = self.pages.vec(head, HEAD_LEN).ok()?;
-        let header = ElfHeader::parse(&bytes).ok()?;
-        let at = head.0.checked_add(header.phoff)?;
-        let table = self.pages.vec(RemoteAddr(at), header.phdrs_len()).ok()?;
-        Some((header, Segment::parse_all(&table)))
-    }
-
-    /// The start of the mapping, at or below `addr`, of the same file with file offset 0.
-    fn lowest_of(&self, addr: RemoteAddr) -> Option<RemoteAddr> {
-        let at = self.maps.find(addr)?;
-        let same =
-            |m: &&Mapping| m.inode == at.inode && m.dev == at.dev && m.start <= at.start && m.offset.0 == 0;
-        self.maps.iter().rfind(same).map(|m| m.start)
-    }
-
-    fn object(
-        &self,
-        head_at: RemoteAddr,
-        bias: u64,
-        segments: Vec<Segment>,
-        header: Option<ElfHeader>,
-        loaded_as: String,
-        role: Role,
-    ) -> Object<'t> {
-        let loads = segments.iter().filter(|s| s.kind == elf::PT_LOAD);
-        let ranges: Vec<_> = loads
-            .map(|s| {
-                let start = bias.wrapping_add(s.vaddr.0);
-                let end = start.saturating_add(s.memsz).saturating_add(PAGE - 1) & !(PAGE - 1);
-                RemoteAddr(start & !(PAGE - 1))..RemoteAddr(end)
-            })
-            .collect();
-        let dynamic_at = segments
-            .iter()
-            .find(|s| s.kind == elf::PT_DYNAMIC)
-            .map(|s| RemoteAddr(bias.wrapping_add(s.vaddr.0)));
-        Object {
-            id: ObjectId(0),
-            role,
-            namespace: 0,
-            link_map: None,
-            bias,
-            head_at,
-            header,
-            segments,
-            ranges,
-            dynamic_at,
-            loaded_as,
-            mapping: self.maps.find(head_at).cloned(),
-            proc_dir: self.proc_dir.to_owned(),
-            pages: self.pages.clone(),
-            dynamic: OnceLock::new(),
-            soname: OnceLock::new(),
-            build_id: OnceLock::new(),
-            file: OnceLock::new(),
-            relocations: OnceLock::new(),
-            symbols: OnceLock::new(),
-            mid_function: OnceLock::new(),
-        }
-    }
-
-    fn debug(&self, at: RemoteAddr) -> Result<Option<LoaderDebug>> {
-        // struct r_debug: int version, r_map, r_brk, enum state, r_ldbase, (version 2) r_next.
-        let version = self.pages.u32(at)?;
-        if version == 0 {
-            return Ok(None);
-        }
-        let brk = RemoteAddr(self.pages.u64(at.offset(16))?);
-        let consistent = self.pages.u32(at.offset(24))? == 0;
-        Ok(Some(LoaderDebug { address: at, brk, consistent, version }))
-    }
-
-    /// The link maps of all namespaces, with the number of the namespace.
-    fn link_maps(&self, at: RemoteAddr) -> Vec<(usize, LinkMap)> {
-        let mut out: Vec<(usize, LinkMap)> = Vec::new();
-        let mut seen = std::collections::HashSet::new();
-        let mut space = at;
-        for namespace in 0..MAX_NAMESPACES {
-            let Ok(Some(debug)) = self.debug(space) else { break };
-            let mut node = self.pages.u64(space.offset(8)).unwrap_or(0);
-            while node != 0 && seen.insert(node) && out.len() < MAX_OBJECTS {
-                match self.link_map(RemoteAddr(node)) {
-                    Ok((map, next)) => {
-                        out.push((namespace, map));
-                        node = next;
-                    }
-                    Err(_) => break,
-                }
-            }
-            if debug.version < 2 {
-                break;
-            }
-            match self.pages.u64(space.offset(40)) {
-                Ok(next) if next != 0 && seen.insert(next) => space = RemoteAddr(next),
-                _ => break,
-            }
-        }
-        out
-    }
-
-    fn link_map(&self, at: RemoteAddr) -> Result<(LinkMap, u64)> {
-        // struct link_map: l_addr, l_name, l_ld, l_next, l_prev.
-        let bias = self.pages.u64(at)?;
-        let name = self.pages.u64(at.offset(8))?;
-        let dynamic = RemoteAddr(self.pages.u64(at.offset(16))?);
-        let next = self.pages.u64(at.offset(24))?;
-        let name = match name {
-            0 => None,
-            name => self.pages.cstr(RemoteAddr(name), MAX_PATH).unwrap_or(None),
-        };
-        let name = name.map(|n| String::from_utf8_lossy(&n).into_owned()).unwrap_or_default();
-        Ok((LinkMap { at, bias, name, dynamic }, next))
     }
 }
 
@@ -645,88 +413,9 @@ impl<'t> Object<'t> {
             (at != 0).then_some(RemoteAddr(at))
         })
     }
-
-    /// Its file: opened through the target's root or, where it was removed or replaced, through the kernel's links to
-    /// what is mapped; and checked against what is mapped.
-    ///
-    /// # Errors
-    /// [`FileProblem`] where there is no file, none that can be opened, or only a different one.
-    pub fn file(&self) -> Result<&ElfFile, FileProblem> {
-        self.file.get_or_init(|| self.open()).as_ref().map_err(Clone::clone)
-    }
-
-    fn open(&self) -> Result<ElfFile, FileProblem> {
-        let object = || self.name().to_owned();
-        let Some(mapping) = self.mapping.as_ref().filter(|m| m.inode != 0) else {
-            return Err(FileProblem::None(object()));
-        };
-        // A path is right only where it leads to the mapped inode; the kernel's links always do. Where those need a
-        // privilege that we lack, or file systems number inodes twice, the path is tried again and the content decides.
-        let path = Path::new(self.path());
-        let rooted = self.proc_dir.join("root").join(path.strip_prefix("/").unwrap_or(path));
-        let map_file = format!("map_files/{:x}-{:x}", mapping.start.0, mapping.end.0);
-        let mut ways = Vec::new();
-        if !mapping.name.ends_with(" (deleted)") {
-            // The kernel shows the path as it is from our root, which is not that of a target in a jail.
-            ways.extend([(rooted.clone(), true), (path.to_owned(), true)]);
-        }
-        ways.push((self.proc_dir.join(map_file), false));
-        if self.role == Role::Main {
-            ways.push((self.proc_dir.join("exe"), false));
-        }
-        if !mapping.name.ends_with(" (deleted)") {
-            ways.push((rooted, false));
-        }
-        let mut tried = Vec::new();
-        let mut problem = None;
-        for (way, same_inode) in &ways {
-            let file = match ElfFile::open(way) {
-                Ok(file) => file,
-                Err(e) => {
-                    tried.push(e.to_string());
-                    continue;
-                }
-            };
-            if *same_inode && file.inode().is_some_and(|(_, inode)| inode != mapping.inode) {
-                tried.push(format!("{}: another file now", way.display()));
-                continue;
-            }
-            match self.difference(&file) {
-                None => return Ok(file),
-                Some(difference) => {
-                    let (object, path) = (object(), path.display().to_string());
-                    problem = Some(FileProblem::Differs { object, path, difference });
-                }
-            }
-        }
-        tried.dedup();
-        Err(problem
-            .unwrap_or_else(|| FileProblem::Unreachable { object: object(), reason: tried.join("; ") }))
-    }
-
-    /// How `file` differs from what is mapped.
-    fn difference(&self, file: &ElfFile) -> Option<&'static str> {
-        if file.segments() != self.segments {
-            return Some("other program headers");
-        }
-        let header = match self.header {
-            Some(h) => Some(h),
-            None => self.pages.vec(self.head_at, HEAD_LEN).ok().and_then(|b| ElfHeader::parse(&b).ok()),
-        };
-        if header.is_some_and(|h| h != *file.header()) {
-            return Some("another ELF header");
-        }
-        let id = self.build_id();
-        if id.is_some() && file.build_id().as_deref() != id {
-            return Some("another build-id");
-        }
-        None
-    }
 }
 
 /// The last component of a path.
 fn file_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
-
-const _: () = assert!(MAX_PATH <= MAX_NAME);
