@@ -127,6 +127,11 @@ fn kill_everywhere(scenario: &str) {
             assert_eq!(counts[1], interrupted, "{context}");
         }
         interrupted = counts[1];
+        // Only when nobody is in the cave any more, all that a thread was given to do is done.
+        eventually(|| {
+            cave::clear_leftover(&target, &stop_all(&target, WITHIN).unwrap()).unwrap();
+            text_of(&target, &maps) == text
+        });
         assert_eq!(descriptors(pid), fds, "{context}");
         // The mappings are there whole, or not at all. (Two adjacent parts of one access are one line.)
         let left = ours(&target.maps().unwrap());
@@ -140,11 +145,6 @@ fn kill_everywhere(scenario: &str) {
         }
         stopped.resume().unwrap();
         assert_eq!(target.maps().unwrap(), maps, "{context}");
-        // The cave may still be in use by a thread that finishes its program.
-        eventually(|| {
-            cave::clear_leftover(&target, &stop_all(&target, WITHIN).unwrap()).unwrap();
-            text_of(&target, &maps) == text
-        });
         eventually(|| status_lines(pid, "SigBlk") == masks);
         if end == End::Finished {
             break;
