@@ -2,11 +2,14 @@
 //! are commands of their own.
 
 mod packages;
+mod suites;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
+use std::fmt::Write;
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask")]
@@ -19,7 +22,7 @@ struct Cli {
 enum Task {
     /// Install what the tests need from Debian, and run every test
     Test {
-        /// Passed on to `cargo test`
+        /// Passed on to `cargo test`; what follows a `--` to the test programs
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -47,7 +50,7 @@ fn main() -> Result<()> {
     match Cli::parse().task {
         Task::Test { args } => {
             packages::install()?;
-            test(&args)
+            suites::run(&args)
         }
         Task::Setup => packages::install(),
         Task::Ci => ci(),
@@ -56,20 +59,33 @@ fn main() -> Result<()> {
     }
 }
 
-fn test(args: &[String]) -> Result<()> {
-    // The end-to-end tests run the program itself, which is not one of their build dependencies.
-    run(cargo().args(["build", "--package", "ugraft"]))?;
-    run(cargo().args(["test", "--workspace"]).args(args))
-}
+/// One of the things that a landing must pass.
+type Step = fn() -> Result<()>;
 
 fn ci() -> Result<()> {
-    packages::install()?;
-    run(cargo().args(["fmt", "--all", "--check"]))?;
-    run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
-    run(cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))?;
-    test(&[])?;
-    fuzz(60)?;
-    run(cargo().args(["run", "--release", "--", "demo"]))
+    let steps: [(&str, Step); 7] = [
+        ("packages", packages::install),
+        ("format", || run(cargo().args(["fmt", "--all", "--check"]))),
+        ("lints", || run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))),
+        ("docs", || {
+            run(cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+        }),
+        ("tests", || suites::run(&[])),
+        ("fuzzing", || fuzz(60)),
+        ("demo", || run(cargo().args(["run", "--release", "--", "demo"]))),
+    ];
+    let mut times = String::new();
+    for (name, step) in steps {
+        let begun = Instant::now();
+        let result = step();
+        write!(times, " {name} {} s", begun.elapsed().as_secs())?;
+        if result.is_err() {
+            eprintln!("xtask: {name} failed; times:{times}");
+            return result;
+        }
+    }
+    eprintln!("xtask: all passed; times:{times}");
+    Ok(())
 }
 
 fn fuzz(seconds: u32) -> Result<()> {
