@@ -66,6 +66,7 @@ KLP_VERSION("2");
 //>       "stops": [..],
 //>       "threads": 1
 //>     },
+//>     "forced": [],
 //>     "life": "enabled",
 //>     "notes": [],
 //>     "patch": "base",
@@ -88,6 +89,7 @@ KLP_VERSION("2");
 //>       "stops": [..],
 //>       "threads": 0
 //>     },
+//>     "forced": [],
 //>     "life": "enabled",
 //>     "notes": [],
 //>     "patch": "base",
@@ -110,6 +112,7 @@ KLP_VERSION("2");
 //>       "stops": [..],
 //>       "threads": 1
 //>     },
+//>     "forced": [],
 //>     "life": "enabled",
 //>     "notes": [],
 //>     "patch": "top",
@@ -338,6 +341,7 @@ KLP_VERSION("2");
 //>       "stops": [..],
 //>       "threads": 1
 //>     },
+//>     "forced": [],
 //>     "life": "disabled",
 //>     "notes": [],
 //>     "patch": "top",
@@ -360,6 +364,7 @@ KLP_VERSION("2");
 //>       "stops": [..],
 //>       "threads": 1
 //>     },
+//>     "forced": [],
 //>     "life": null,
 //>     "notes": [],
 //>     "patch": "top",

@@ -97,12 +97,15 @@ KLP_LICENSE("MIT");
 //>     "funcs": [
 //>       {
 //>         "addr": [..],
+//>         "clones": [],
+//>         "cold": [],
 //>         "name": "price",
 //>         "object": null,
 //>         "ok": true,
 //>         "verdict": "can be redirected by a jump"
 //>       }
 //>     ],
+//>     "notes": [],
 //>     "ok": true,
 //>     "patch": "fix",
 //>     "pid": $target,
@@ -200,6 +203,7 @@ KLP_LICENSE("MIT");
 //>       "stops": [..],
 //>       "threads": 1
 //>     },
+//>     "forced": [],
 //>     "life": "disabled",
 //>     "notes": [],
 //>     "patch": "fix",

@@ -81,7 +81,7 @@ KLP_PATCH(patch);
 //>                                               linger
 //> another ugraft is at work on it
 //> patch 'fix' is in transition (patching) for [..]: 1 of 2 threads have not switched
-//> the next command takes it up; `ugraft reverse` turns it round, `ugraft force` completes it unproved
+//> `ugraft wait fix` carries it on, as any command does; `ugraft reverse` turns it round, `ugraft force` completes it unproved
 //= 5
 //@ $ ugraft status --pid $target --json
 //> {
@@ -156,11 +156,12 @@ KLP_PATCH(patch);
 //> patch 'fix' is in transition (patching) for [..]: 1 of 2 threads have not switched
 //> [...]
 //>   thread [..] (lingerer): linger: in the function, for [..]
+//>     what helps: wait until it returns; if it never does, leave the function out of the patch, or force
 //> [...]
 //>     #3 [..] target: linger+[..]
 //>     #4 [..] target: lingers+[..]
 //> [...]
-//> the next command takes it up; `ugraft reverse` turns it round, `ugraft force` completes it unproved
+//> `ugraft wait fix` carries it on, as any command does; `ugraft reverse` turns it round, `ugraft force` completes it unproved
 //= 5
 //@ at target alive
 //@ $ ugraft load other.o --pid $target --timeout 5s
@@ -182,7 +183,7 @@ KLP_PATCH(patch);
 //= 137
 //@ $ ugraft force --pid $target
 //> patch 'fix': forced (2 threads, longest pause [..], [..] in all)
-//! ugraft: threads that were still in the other version may run a mix of both until they leave it; memory that they may use stays for ever
+//! ugraft: threads that were still in the other version may run a mix of both until they leave it
 //@ $ ugraft status --pid $target
 //> process $target (target)
 //>  patch  version  state    objects       functions

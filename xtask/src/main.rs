@@ -36,6 +36,15 @@ enum Task {
         #[arg(default_value_t = 60)]
         seconds: u32,
     },
+    /// Compare what is said of stacks with what single-stepped programs did, at so many points
+    Truth {
+        /// How many points in all, such as 1e7
+        #[arg(long, default_value_t = 1e7)]
+        points: f64,
+        /// Varies where signals fall and which functions are asked about
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Kill the tool before every system call it makes (or every K-th), and look at the target after each
     Kill {
         /// Only every so manieth system call
@@ -55,6 +64,7 @@ fn main() -> Result<()> {
         Task::Setup => packages::install(),
         Task::Ci => ci(),
         Task::Fuzz { seconds } => fuzz(seconds),
+        Task::Truth { points, seed } => truth(points, seed),
         Task::Kill { every } => kill(every),
     }
 }
@@ -90,6 +100,14 @@ fn ci() -> Result<()> {
 
 fn fuzz(seconds: u32) -> Result<()> {
     run(Command::new("fuzz/run").arg(seconds.to_string()))
+}
+
+fn truth(points: f64, seed: u64) -> Result<()> {
+    let mut command = cargo();
+    command.args(["test", "--release", "--package", "ugraft-process", "--test", "stacks_truth"]);
+    command.args(["--", "--nocapture"]);
+    command.env("UGRAFT_TRUTH_POINTS", format!("{points:.0}"));
+    run(command.env("UGRAFT_TRUTH_SEED", seed.to_string()))
 }
 
 fn kill(every: u32) -> Result<()> {

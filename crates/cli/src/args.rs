@@ -54,7 +54,9 @@ pub enum Command {
     /// Disable an enabled patch: its functions run as before
     Disable(ChangeArgs),
     /// Remove a disabled or replaced patch and give its memory back
-    Unload(ChangeArgs),
+    Unload(UnloadArgs),
+    /// Wait until a patch is no longer in transition, and carry its transition on meanwhile
+    Wait(WaitArgs),
     /// Turn the running transition round
     Reverse(TransitionArgs),
     /// Complete the running transition now, without the consistency that makes it safe
@@ -96,6 +98,30 @@ pub struct TimeoutArgs {
     pub timeout: Duration,
 }
 
+/// How a transition is made.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct TransitionOptions {
+    /// The time allowed.
+    #[command(flatten)]
+    pub timeout: TimeoutArgs,
+    /// Leave a transition that is not complete in time as it is, for `ugraft wait` or any later run to carry on
+    #[arg(long)]
+    pub keep: bool,
+    /// Where to look for what may still run the functions that change
+    #[arg(long, value_enum, default_value_t = Scan::Stacks)]
+    pub scan: Scan,
+}
+
+/// Where activations are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Scan {
+    /// On the stacks of all threads
+    Stacks,
+    /// And in all memory that the process can write: finds suspended coroutines and contexts, also some that are dead;
+    /// stops the process for as long as that takes
+    Memory,
+}
+
 /// Arguments of `load`.
 #[derive(Debug, Args)]
 pub struct LoadArgs {
@@ -110,12 +136,12 @@ pub struct LoadArgs {
     /// Enable it although a patch it depends on is not enabled
     #[arg(long)]
     pub ignore_order: bool,
-    /// The time allowed.
+    /// How.
     #[command(flatten)]
-    pub timeout: TimeoutArgs,
+    pub transition: TransitionOptions,
 }
 
-/// Arguments of `enable`, `disable` and `unload`.
+/// Arguments of `enable` and `disable`.
 #[derive(Debug, Args)]
 pub struct ChangeArgs {
     /// The patch's name, as `ugraft list` shows it
@@ -126,9 +152,35 @@ pub struct ChangeArgs {
     /// Go on although an enabled patch depends on it, or it on one that is not enabled
     #[arg(long)]
     pub ignore_order: bool,
+    /// How.
+    #[command(flatten)]
+    pub transition: TransitionOptions,
+}
+
+/// Arguments of `unload`.
+#[derive(Debug, Args)]
+pub struct UnloadArgs {
+    /// The patch's name, as `ugraft list` shows it
+    pub name: String,
+    /// The target.
+    #[command(flatten)]
+    pub target: TargetArgs,
     /// The time allowed.
     #[command(flatten)]
     pub timeout: TimeoutArgs,
+}
+
+/// Arguments of `wait`.
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    /// The patch's name, as `ugraft list` shows it
+    pub name: String,
+    /// The target.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Give up after so long, and leave the transition as it is: 10s, 500ms, 2m
+    #[arg(short, long, default_value = "1m", value_parser = duration)]
+    pub timeout: Duration,
 }
 
 /// Arguments of `reverse`.
@@ -217,6 +269,7 @@ impl Command {
             Self::Enable(_) => "enable",
             Self::Disable(_) => "disable",
             Self::Unload(_) => "unload",
+            Self::Wait(_) => "wait",
             Self::Reverse(_) => "reverse",
             Self::Force(_) => "force",
             Self::List(_) => "list",

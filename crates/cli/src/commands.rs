@@ -1,14 +1,14 @@
 //! The commands: each asks the library and makes an [`Outcome`] of the answer.
 
 use crate::args::{ChangeArgs, CheckArgs, ForceArgs, InfoArgs, ListArgs, LoadArgs, LogArgs, LogLevel};
-use crate::args::{TargetArgs, TimeoutArgs, TransitionArgs};
+use crate::args::{Scan, TargetArgs, TransitionArgs, TransitionOptions, UnloadArgs, WaitArgs};
 use crate::exit;
 use crate::output::Outcome;
 use crate::text;
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use ugraft_image::PatchFile;
 use ugraft_process::check;
 use ugraft_process::log_ring::Level;
@@ -24,7 +24,7 @@ const FORCE_WITHIN: Duration = Duration::from_secs(10);
 /// `ugraft load FILE`
 pub fn load(args: &LoadArgs) -> Result<Outcome> {
     let patch = read_patch(&args.file)?;
-    let options = options(args.timeout, args.ignore_order);
+    let options = options(args.transition, args.ignore_order);
     let report = Session::open(pid(args.target))?.load(&patch, !args.disabled, options)?;
     let done = if args.disabled { "loaded, disabled" } else { "enabled" };
     Ok(changed(&report, done))
@@ -32,41 +32,52 @@ pub fn load(args: &LoadArgs) -> Result<Outcome> {
 
 /// `ugraft enable NAME`
 pub fn enable(args: &ChangeArgs) -> Result<Outcome> {
-    let options = options(args.timeout, args.ignore_order);
+    let options = options(args.transition, args.ignore_order);
     let report = Session::open(pid(args.target))?.enable(&args.name, options)?;
     Ok(changed(&report, "enabled"))
 }
 
 /// `ugraft disable NAME`
 pub fn disable(args: &ChangeArgs) -> Result<Outcome> {
-    let options = options(args.timeout, args.ignore_order);
+    let options = options(args.transition, args.ignore_order);
     let report = Session::open(pid(args.target))?.disable(&args.name, options)?;
     Ok(changed(&report, "disabled"))
 }
 
 /// `ugraft unload NAME`
-pub fn unload(args: &ChangeArgs) -> Result<Outcome> {
-    let options = options(args.timeout, args.ignore_order);
-    let report = Session::open(pid(args.target))?.unload(&args.name, options)?;
+pub fn unload(args: &UnloadArgs) -> Result<Outcome> {
+    let report = Session::open(pid(args.target))?.unload(&args.name, within(args.timeout.timeout))?;
     Ok(changed(&report, "unloaded"))
+}
+
+/// `ugraft wait NAME`
+pub fn wait(args: &WaitArgs) -> Result<Outcome> {
+    let deadline = Instant::now() + args.timeout;
+    let mut session = Session::open_by(pid(args.target), deadline)?;
+    let left = deadline.saturating_duration_since(Instant::now());
+    let report = session.wait(&args.name, within(left))?;
+    let life = report.life.map(|life| life.to_string()).unwrap_or_default();
+    Ok(changed(&report, &life))
 }
 
 /// `ugraft reverse`
 pub fn reverse(args: &TransitionArgs) -> Result<Outcome> {
-    let report = Session::open(pid(args.target))?.reverse(options(args.timeout, false))?;
+    let report = Session::open(pid(args.target))?.reverse(within(args.timeout.timeout))?;
     Ok(changed(&report, "reversed"))
 }
 
 /// `ugraft force`
 pub fn force(args: &ForceArgs) -> Result<Outcome> {
-    let timeout = TimeoutArgs { timeout: FORCE_WITHIN };
-    let report = Session::open(pid(args.target))?.force(options(timeout, false))?;
+    let report = Session::open(pid(args.target))?.force(within(FORCE_WITHIN))?;
     let mut outcome = changed(&report, "forced");
-    outcome.notes.push(
-        "threads that were still in the other version may run a mix of both until they leave it; memory that they may \
-         use stays for ever"
-            .to_owned(),
-    );
+    let mixed = "threads that were still in the other version may run a mix of both until they leave it";
+    outcome.notes.push(match &report.forced[..] {
+        [] => mixed.to_owned(),
+        patches => format!(
+            "{mixed}; the memory of {} stays for ever, since they may be in it",
+            patches.iter().map(|name| format!("patch '{name}'")).collect::<Vec<_>>().join(", ")
+        ),
+    });
     Ok(outcome)
 }
 
@@ -133,8 +144,13 @@ fn pid(args: TargetArgs) -> Pid {
     Pid(args.pid)
 }
 
-fn options(timeout: TimeoutArgs, ignore_order: bool) -> Options {
-    Options { timeout: timeout.timeout, ignore_order }
+fn options(how: TransitionOptions, ignore_order: bool) -> Options {
+    let scan_memory = how.scan == Scan::Memory;
+    Options { timeout: how.timeout.timeout, ignore_order, keep: how.keep, scan_memory }
+}
+
+fn within(timeout: Duration) -> Options {
+    Options { timeout, ..Options::default() }
 }
 
 fn changed(report: &Report, done: &str) -> Outcome {

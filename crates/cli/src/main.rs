@@ -39,6 +39,7 @@ fn run(command: Command, how: OutputArgs) -> anyhow::Result<Outcome> {
         Command::Enable(args) => commands::enable(&args),
         Command::Disable(args) => commands::disable(&args),
         Command::Unload(args) => commands::unload(&args),
+        Command::Wait(args) => commands::wait(&args),
         Command::Reverse(args) => commands::reverse(&args),
         Command::Force(args) => commands::force(&args),
         Command::List(args) => commands::list(&args),

@@ -100,12 +100,14 @@ fn transition(t: &TransitionReport) -> String {
     for blocked in &t.blockers {
         text += &format!("\n{}", blocker(blocked));
     }
-    text + "\nthe next command takes it up; `ugraft reverse` turns it round, `ugraft force` completes it unproved"
+    let wait = format!("\n`ugraft wait {}` carries it on, as any command does", t.patch);
+    text + &wait + "; `ugraft reverse` turns it round, `ugraft force` completes it unproved"
 }
 
 fn blocker(b: &Blocked) -> String {
     let function = b.function.as_deref().map(|f| format!("{f}: ")).unwrap_or_default();
-    let mut text = format!("  thread {} ({}): {function}{}, for {}", b.tid, b.comm, b.reason, time(b.since));
+    let mut text = format!("  {}: {function}{}, for {}", b.who(), b.reason, time(b.since));
+    text += &format!("\n    what helps: {}", b.advice);
     for (i, frame) in b.backtrace.iter().enumerate() {
         text += &format!("\n    #{i} {} {}", frame.addr, frame.symbol.as_deref().unwrap_or("?"));
     }
@@ -164,6 +166,9 @@ pub fn check(report: &CheckReport) -> String {
     let mut text = table.to_string();
     for problem in &report.problems {
         text += &format!("\n{problem}");
+    }
+    for note in &report.notes {
+        text += &format!("\nnote: {note}");
     }
     let verdict = if report.ok { "can be loaded into" } else { "cannot be loaded into" };
     text + &format!("\npatch '{}' {verdict} process {}", report.patch, report.pid)

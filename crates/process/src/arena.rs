@@ -67,6 +67,7 @@ pub fn plan(
             code: Vec::new(),
             stubs: Vec::new(),
             began_ns: describe::now().as_nanos() as u64,
+            scan_memory: false,
         },
         requests: Vec::new(),
         writes: Vec::new(),

@@ -2,11 +2,12 @@
 
 use crate::batch::{Batch, Ground};
 use crate::document::Document;
+use crate::parts::Part;
 use crate::session::objects_of;
 use crate::site::Finder;
 use crate::state_area::StateArea;
 use crate::target::Target;
-use crate::{Error, Pid, RemoteAddr, Result, plan};
+use crate::{Error, Pid, RemoteAddr, Result, contexts, plan};
 use serde::Serialize;
 use ugraft_core::{Event, PatchId};
 use ugraft_image::PatchFile;
@@ -22,6 +23,8 @@ pub struct CheckReport {
     pub ok: bool,
     /// What stands in the way of the patch as a whole.
     pub problems: Vec<String>,
+    /// What one should know although it is no problem.
+    pub notes: Vec<String>,
     /// Its functions.
     pub funcs: Vec<FuncVerdict>,
 }
@@ -37,6 +40,11 @@ pub struct FuncVerdict {
     pub addr: Option<RemoteAddr>,
     /// How it would be redirected, or why it would not.
     pub verdict: String,
+    /// Parts of it that lie elsewhere, and are changed with it.
+    pub cold: Vec<String>,
+    /// Copies that the compiler made of it or of parts of it (`.constprop`, `.isra`, `.part`), which others call directly:
+    /// they are *not* changed with it.
+    pub clones: Vec<String>,
     /// Whether it can be patched, now or as soon as its object is loaded.
     pub ok: bool,
 }
@@ -66,6 +74,7 @@ pub fn check(patch: &PatchFile, pid: Pid) -> Result<CheckReport> {
     let load = Event::Load { desc: desc.clone(), enable: true, ignore_order: false };
     note(ugraft_core::step(&document.state, load).map(|_| ()).map_err(Error::from));
 
+    let mut notes: Vec<_> = contexts::switcher(&objects).iter().map(ToString::to_string).collect();
     let mut funcs = Vec::new();
     let mut finder = Finder::new(target.memory(), &maps, &objects, &document.sites);
     for func in desc.funcs() {
@@ -85,12 +94,23 @@ pub fn check(patch: &PatchFile, pid: Pid) -> Result<CheckReport> {
                 Err(e) => (None, false, e.to_string()),
             }
         };
-        funcs.push(FuncVerdict { object: func.object.clone(), name: func.name.clone(), addr, verdict, ok });
+        let found = objects.function(func.object.as_deref(), &func.name, func.sympos).ok();
+        let names = |parts: &[Part]| parts.iter().map(|part| part.name.clone()).collect::<Vec<_>>();
+        let (cold, clones) = found.map_or_else(Default::default, |f| (names(&f.cold), names(&f.clones)));
+        if !clones.is_empty() {
+            notes.push(format!(
+                "the compiler's copies of {} ({}) are not changed with it",
+                func.name,
+                clones.join(", ")
+            ));
+        }
+        let (object, name) = (func.object.clone(), func.name.clone());
+        funcs.push(FuncVerdict { object, name, addr, verdict, cold, clones, ok });
     }
     let mut batch = Batch::new(Ground::new(&target, maps.clone()));
     if let Err(e) = plan::image(PatchId(0), patch, &desc, &objects, &document, &mut batch) {
         problems.push(e.to_string());
     }
     let ok = problems.is_empty() && funcs.iter().all(|f| f.ok);
-    Ok(CheckReport { patch: desc.name, pid: pid.0, ok, problems, funcs })
+    Ok(CheckReport { patch: desc.name, pid: pid.0, ok, problems, notes, funcs })
 }

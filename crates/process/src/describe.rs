@@ -2,9 +2,9 @@
 
 use crate::document::Document;
 use crate::objects::Objects;
-use crate::report::{Blocked, Frame};
+use crate::report::{BlockKind, Blocked, Frame};
 use crate::session::{Session, objects_of};
-use crate::stacks::Blocker;
+use crate::stacks::{Blocker, Reason};
 use crate::stop::Hindrance;
 use crate::target::Target;
 use crate::{RemoteAddr, Tid, demangle};
@@ -47,7 +47,24 @@ fn describe_one(
             comm,
             function: None,
             frame: None,
+            kind: BlockKind::Unstoppable,
             reason: format!("cannot be stopped: {why}"),
+            advice: BlockKind::Unstoppable.advice(),
+            since,
+            backtrace: Vec::new(),
+        },
+        Hindrance::Memory { hit, range } => Blocked {
+            tid: 0,
+            comm: String::new(),
+            function: Some(range.function),
+            frame: None,
+            kind: BlockKind::SuspendedStack,
+            reason: format!(
+                "suspended stack: the word at {}{} points into the function",
+                hit.at,
+                within(&hit.mapping)
+            ),
+            advice: BlockKind::SuspendedStack.advice(),
             since,
             backtrace: Vec::new(),
         },
@@ -56,10 +73,26 @@ fn describe_one(
             comm: comm(target, blocker.tid),
             function: blocker.function().map(str::to_owned),
             frame: blocker.frame,
+            kind: kind(&blocker.reason),
             reason: blocker.reason.to_string(),
+            advice: kind(&blocker.reason).advice(),
             since,
             backtrace: backtrace(&blocker, document, objects),
         },
+    }
+}
+
+fn within(mapping: &str) -> String {
+    if mapping.is_empty() { String::new() } else { format!(" (in {mapping})") }
+}
+
+fn kind(reason: &Reason) -> BlockKind {
+    match reason {
+        Reason::RunsIn | Reason::Entering => BlockKind::InFunction,
+        Reason::SignalFrame => BlockKind::SignalFrame,
+        Reason::Suspended(_) => BlockKind::SuspendedStack,
+        Reason::Unreliable { .. } => BlockKind::Unreliable,
+        Reason::Scan(_) => BlockKind::Unscannable,
     }
 }
 

@@ -98,6 +98,9 @@ pub struct Arena {
     pub stubs: Vec<(FuncId, RemoteAddr)>,
     /// When the transition was prepared, in nanoseconds since 1970-01-01 UTC.
     pub began_ns: u64,
+    /// Whether suspended stacks are looked for in all writable memory, too.
+    #[serde(default)]
+    pub scan_memory: bool,
 }
 
 impl Arena {

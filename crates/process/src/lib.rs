@@ -53,6 +53,7 @@ pub mod unwind;
 pub mod watch;
 
 mod census;
+mod contexts;
 mod describe;
 mod dynamic;
 mod exit_path;

@@ -2,13 +2,15 @@
 
 use crate::document::Document;
 use crate::entry::Entry;
-use crate::maps::Maps;
-use crate::scan::Thread;
-use crate::stacks::{Blocker, Prover, Verdict};
+use crate::maps::{Mapping, Maps};
+use crate::scan::{ScanFailure, Thread};
+use crate::stacks::{Blocker, Prover, Reason, Verdict};
+use crate::stop::Hindrance;
+use crate::suspended::{self, MemoryHit, pointer_guard};
 use crate::target::Target;
-use crate::threads::StoppedThread;
+use crate::threads::{StoppedProcess, StoppedThread};
 use crate::watch::{Part, Watch, WatchRange};
-use crate::{RemoteAddr, Result, trampoline};
+use crate::{RemoteAddr, Result, Tid, sweep, trampoline};
 use std::ops::Range;
 use ugraft_core::{Change, FuncId, Implementation};
 
@@ -45,7 +47,15 @@ impl<'t> Looker<'t> {
 
 /// The ranges that a thread on one side must not be in when it leaves that side: the code of that side's
 /// implementations, and the stubs and thunks.
-pub(crate) fn side_watch(document: &Document, changes: &[Change], goal_side: bool) -> Result<Watch> {
+///
+/// Arenas of earlier transitions, which no document names any more, count as long as they are there: whoever is late in
+/// one is still on the way to an implementation, perhaps of this side.
+pub(crate) fn side_watch(
+    document: &Document,
+    maps: &Maps,
+    changes: &[Change],
+    goal_side: bool,
+) -> Result<Watch> {
     let mut ranges = Vec::new();
     for (key, change) in changes.iter().enumerate() {
         let side = if goal_side { change.goal } else { change.source };
@@ -62,16 +72,72 @@ pub(crate) fn side_watch(document: &Document, changes: &[Change], goal_side: boo
             ranges.extend(pads.into_iter().map(|r| named(r, Part::Stub, &change.func)));
         }
     }
-    for code in document.arena.iter().flat_map(|arena| &arena.code) {
-        ranges.push(WatchRange {
-            start: code.start,
-            end: code.end,
-            part: Part::Stub,
-            function: "the transition's stubs".to_owned(),
-            key: u64::MAX,
-        });
-    }
+    ranges.extend(stubs(document, maps));
     Ok(Watch::new(ranges))
+}
+
+/// What no stack may hold that no thread runs on: the code of one side's implementations, stubs and thunks.
+fn memory_watch(document: &Document, maps: &Maps, changes: &[Change], goal_side: bool) -> Result<Watch> {
+    let mut ranges = Vec::new();
+    for change in changes {
+        let side = if goal_side { change.goal } else { change.source };
+        // In memory at large, the address of a function is mostly just that.
+        let code = document.code(&change.func, side)?;
+        ranges.extend(code.iter().map(|range| named(range.clone(), Part::Code, &change.func)));
+    }
+    ranges.extend(stubs(document, maps));
+    Ok(Watch::new(ranges))
+}
+
+/// The code of this transition's arena, and of those before that are not given back yet.
+fn stubs(document: &Document, maps: &Maps) -> Vec<WatchRange> {
+    let arena = document.arena.iter().flat_map(|arena| arena.code.iter().cloned());
+    let named = |m: &Mapping| document.mappings().any(|r| r.start <= m.start && m.end <= r.end);
+    let orphans = maps.iter().filter(|m| m.exec && sweep::is_arena(m) && !named(m)).map(Mapping::range);
+    let stub = |range: Range<RemoteAddr>, function: &str| WatchRange {
+        start: range.start,
+        end: range.end,
+        part: Part::Stub,
+        function: function.to_owned(),
+        key: u64::MAX,
+    };
+    let own = arena.map(|range| stub(range, "the transition's stubs"));
+    own.chain(orphans.map(|range| stub(range, "an earlier transition's stubs"))).collect()
+}
+
+/// The words in memory that may belong to stacks which no thread runs on, and which point into one side's implementations.
+/// The first of each function is enough.
+pub(crate) fn look_at_memory(
+    target: &Target,
+    stopped: &StoppedProcess,
+    document: &Document,
+    changes: &[Change],
+    goal_side: bool,
+) -> Result<Vec<Hindrance>> {
+    let maps = target.maps()?;
+    let watch = memory_watch(document, &maps, changes, goal_side)?;
+    let facts = stopped.threads().iter().map(|t| Thread { pid: target.pid(), tid: t.tid(), regs: t.regs() });
+    let own: Vec<_> = facts.filter_map(|thread| suspended::own_stack(&maps, thread)).collect();
+    let guard = stopped.threads().first().and_then(|t| pointer_guard(target.memory(), t.fs_base().0));
+    let scan = match suspended::scan_memory(target.memory(), target.pid(), &maps, &watch, &own, guard) {
+        Ok(scan) => scan,
+        Err(ScanFailure::Gone(e)) => return Err(e),
+        Err(e) => {
+            let tid = Tid(target.pid().0);
+            let reason = Reason::Scan(Box::new(e));
+            let blocker = Blocker { tid, reason, range: None, frame: None, backtrace: Vec::new() };
+            return Ok(vec![Hindrance::Blocker(blocker)]);
+        }
+    };
+    let mut found: Vec<(MemoryHit, WatchRange)> = Vec::new();
+    for hit in scan.hits {
+        if let Some(range) = watch.word(hit.value)
+            && !found.iter().any(|(_, known)| known.function == range.function)
+        {
+            found.push((hit, range.clone()));
+        }
+    }
+    Ok(found.into_iter().map(|(hit, range)| Hindrance::Memory { hit, range }).collect())
 }
 
 /// The bytes that the first redirect of each changing function overwrites, where it is not redirected yet.

@@ -16,6 +16,8 @@ pub struct Report {
     pub already: Option<String>,
     /// Patches that this one has replaced.
     pub replaced: Vec<String>,
+    /// Patches whose memory stays for ever because this request forced a transition.
+    pub forced: Vec<String>,
     /// What the transition cost the target.
     pub cost: Cost,
     /// Remarks, such as that memory could not be given back yet.
@@ -42,10 +44,10 @@ pub struct Cost {
     pub elapsed: Duration,
 }
 
-/// A thread that has not switched, and why.
+/// What keeps a transition from its end: a thread that has not switched, or a stack that no thread runs on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Blocked {
-    /// Its id.
+    /// The thread's id; 0 where it is no thread.
     pub tid: i32,
     /// Its name.
     pub comm: String,
@@ -53,13 +55,53 @@ pub struct Blocked {
     pub function: Option<String>,
     /// The number of the frame, 0 being the innermost, where it is known.
     pub frame: Option<usize>,
+    /// In what way it blocks, in one word for programs.
+    pub kind: BlockKind,
     /// In what way it blocks.
     pub reason: String,
+    /// What one can do about it.
+    pub advice: &'static str,
     /// For how long, in nanoseconds.
     #[serde(rename = "since_ns", serialize_with = "nanoseconds")]
     pub since: Duration,
     /// Its frames from the innermost on, as far as they are known for sure.
     pub backtrace: Vec<Frame>,
+}
+
+/// In what way a thread blocks a transition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlockKind {
+    /// It is in the function.
+    InFunction,
+    /// It is in the function, interrupted by a signal.
+    SignalFrame,
+    /// A stack that no thread runs on holds the function.
+    SuspendedStack,
+    /// Its stack cannot be unwound as far as is needed.
+    Unreliable,
+    /// Its stack cannot be scanned.
+    Unscannable,
+    /// It did not stop.
+    Unstoppable,
+}
+
+impl BlockKind {
+    /// What one can do about it.
+    #[must_use]
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::InFunction | Self::SignalFrame => {
+                "wait until it returns; if it never does, leave the function out of the patch, or force"
+            }
+            Self::SuspendedStack => "wait until the program has run that coroutine or context on, or force",
+            Self::Unreliable => {
+                "wait until it leaves that place; build the code there with unwind tables to have it proved"
+            }
+            Self::Unscannable => "remove what the reason names, or wait until the thread is elsewhere",
+            Self::Unstoppable => "wait until it can be stopped",
+        }
+    }
 }
 
 /// One frame of a backtrace.
@@ -110,6 +152,14 @@ pub struct TransitionReport {
     pub blockers: Vec<Blocked>,
 }
 
+impl Blocked {
+    /// Who it is: a thread by id and name, or something that is no thread.
+    #[must_use]
+    pub fn who(&self) -> String {
+        if self.tid == 0 { "no thread".to_owned() } else { format!("thread {} ({})", self.tid, self.comm) }
+    }
+}
+
 impl Cost {
     /// Takes a stop of the whole process into account.
     pub(crate) fn add_stop(&mut self, threads: usize, total: Duration, longest: Duration) {
@@ -136,13 +186,7 @@ pub(crate) fn blocked_text(blocked: &[Blocked]) -> String {
     let one = |b: &Blocked| {
         let function = b.function.as_ref().map(|f| format!(" {f}")).unwrap_or_default();
         let frame = b.frame.map(|f| format!(" (frame {f})")).unwrap_or_default();
-        format!(
-            "thread {} ({}):{function}{frame}: {}, for {:.1} s",
-            b.tid,
-            b.comm,
-            b.reason,
-            b.since.as_secs_f64()
-        )
+        format!("{}:{function}{frame}: {}, for {:.1} s", b.who(), b.reason, b.since.as_secs_f64())
     };
     blocked.iter().map(one).collect::<Vec<_>>().join("; ")
 }

@@ -1,4 +1,4 @@
-//! The requests: load, enable, disable, unload, reverse, force.
+//! The requests: load, enable, disable, unload, wait, reverse, force.
 //!
 //! Each takes up first what an earlier run of the tool left: a transition that had not begun is cancelled, one that had
 //! is carried on, and only a target that is in no transition is asked for something new. Each is all or nothing: what
@@ -12,7 +12,7 @@ use crate::report::Report;
 use crate::session::{Session, objects_of};
 use crate::stop::Hindrance;
 use crate::switch::Standing;
-use crate::{Error, RemoteAddr, Result, plan, sharing};
+use crate::{Error, Pid, RemoteAddr, Result, contexts, plan, sharing};
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -20,13 +20,20 @@ use ugraft_core::{AlreadySo, Event, Life, Refusal};
 use ugraft_image::PatchFile;
 
 /// How a request is to be carried out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// How long the transition may take before it is reversed.
+    /// How long the transition may take before it is reversed, or left as it is.
     pub timeout: Duration,
     /// Whether to go on although the order of dependent patches forbids it.
     pub ignore_order: bool,
+    /// Whether a transition that is not complete in time is left pending, for a later run to carry on.
+    pub keep: bool,
+    /// Whether suspended stacks are looked for in all writable memory, too.
+    pub scan_memory: bool,
 }
+
+/// Pause between two attempts to take the lock that another tool has.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 impl Session {
     /// Loads a patch, and enables it if `enable`.
@@ -47,7 +54,7 @@ impl Session {
         self.take_up(options)?;
         self.require_patched()?;
         let event = Event::Enable { patch: name.to_owned(), ignore_order: options.ignore_order };
-        self.attempt(|session| session.change(event, name), name, options)
+        self.attempt(|session| session.change(event, name, options), name, options)
     }
 
     /// Disables an enabled patch.
@@ -58,7 +65,7 @@ impl Session {
         self.take_up(options)?;
         self.require_patched()?;
         let event = Event::Disable { patch: name.to_owned(), ignore_order: options.ignore_order };
-        self.attempt(|session| session.change(event, name), name, options)
+        self.attempt(|session| session.change(event, name, options), name, options)
     }
 
     /// Removes a disabled or replaced patch.
@@ -78,6 +85,40 @@ impl Session {
             name,
             options,
         )
+    }
+
+    /// Takes the lock on `pid` as [`Session::open`], and waits for a tool that has it until `deadline`.
+    ///
+    /// # Errors
+    /// Those of [`Session::open`].
+    pub fn open_by(pid: Pid, deadline: Instant) -> Result<Self> {
+        loop {
+            match Self::open(pid) {
+                Err(Error::Busy(_)) if Instant::now() + LOCK_PAUSE < deadline => {
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Carries the transition of the patch called `name` on to its end. A patch that is in none needs no waiting for.
+    ///
+    /// # Errors
+    /// [`Error::InTransition`] where it does not complete in the time given; it goes on being in transition.
+    pub fn wait(&mut self, name: &str, options: Options) -> Result<Report> {
+        self.require_patched()?;
+        let known = self.document.state.patch_named(name).is_some();
+        if !known {
+            return Err(Refusal::NoSuchPatch(name.to_owned()).into());
+        }
+        if self.document.state.transition().is_some() && self.in_transition()? == name {
+            self.scan_memory |= options.scan_memory;
+            let deadline = Instant::now() + options.timeout;
+            self.carry_on(name, deadline)?;
+            self.sweep(deadline)?;
+        }
+        Ok(self.report(name, None))
     }
 
     /// Turns the running transition round.
@@ -106,6 +147,7 @@ impl Session {
     pub fn force(&mut self, options: Options) -> Result<Report> {
         self.require_patched()?;
         let name = self.in_transition()?;
+        let forced_before = self.forced();
         let deadline = Instant::now() + options.timeout;
         self.resume(deadline)?;
         if self.document.state.transition().is_some() {
@@ -114,7 +156,16 @@ impl Session {
         self.was_entered = true;
         // Who was forced may stay in old code for long: no waiting for that.
         self.sweep(Instant::now())?;
-        Ok(self.report(&name, None))
+        let mut report = self.report(&name, None);
+        report.forced = self.forced();
+        report.forced.retain(|name| !forced_before.contains(name));
+        Ok(report)
+    }
+
+    /// The patches whose memory stays for ever.
+    fn forced(&self) -> Vec<String> {
+        let forced = self.document.state.patches().iter().filter(|patch| patch.is_forced());
+        forced.map(|patch| patch.name().to_owned()).collect()
     }
 
     /// The name of the patch in transition.
@@ -142,12 +193,16 @@ impl Session {
         }
         let name = self.in_transition()?;
         self.notes.push(format!("an earlier run left patch '{name}' in transition; it was taken up first"));
-        let deadline = Instant::now() + options.timeout;
+        self.carry_on(&name, Instant::now() + options.timeout)
+    }
+
+    /// Carries the running transition, of the patch `name`, on to its end.
+    fn carry_on(&mut self, name: &str, deadline: Instant) -> Result<()> {
         self.resume(deadline)?;
         if self.document.state.transition().is_some()
             && let Standing::Pending(hindrances) = self.converge(deadline)?
         {
-            return Err(self.still_in_transition(&name, hindrances));
+            return Err(self.still_in_transition(name, hindrances));
         }
         Ok(())
     }
@@ -184,12 +239,16 @@ impl Session {
         if self.document.state.transition().is_none() {
             return self.install(batch).inspect_err(|_| self.document = before.clone());
         }
+        self.scan_memory = options.scan_memory;
         let standing = self.transition(batch, Instant::now() + options.timeout)?;
         let hindrances = match standing {
             Standing::Complete => return Ok(()),
             Standing::NotBegun(hindrances) => {
                 let blocked = self.describe(hindrances);
                 return Err(Error::TimedOut { patch: name.to_owned(), blocked });
+            }
+            Standing::Pending(hindrances) if options.keep => {
+                return Err(self.still_in_transition(name, hindrances));
             }
             Standing::Pending(hindrances) => hindrances,
         };
@@ -220,6 +279,9 @@ impl Session {
         plan::check_ambiguity(patch, &objects)?;
         plan::check_callbacks(&desc)?;
         self.note_objects(&objects)?;
+        if enable {
+            self.note_contexts(&objects, options);
+        }
         self.step(Event::Load { desc: desc.clone(), enable, ignore_order: options.ignore_order })?;
         let known = self.document.state.patch_named(&desc.name);
         let id = known.map(|p| p.id()).ok_or_else(|| Refusal::NoSuchPatch(desc.name.clone()))?;
@@ -237,12 +299,13 @@ impl Session {
     }
 
     /// An enable or disable of a loaded patch.
-    fn change(&mut self, event: Event, name: &str) -> Result<Batch> {
+    fn change(&mut self, event: Event, name: &str, options: Options) -> Result<Batch> {
         let target = Rc::clone(&self.target);
         sharing::check_not_shared(&target)?;
         let (maps, objects) = objects_of(&target)?;
         self.check_undisturbed()?;
         self.note_objects(&objects)?;
+        self.note_contexts(&objects, options);
         self.step(event)?;
         let mut batch = Batch::new(Ground::new(&target, maps.clone()));
         let changing = self.document.state.changes().into_iter().map(|change| change.func);
@@ -299,6 +362,15 @@ impl Session {
         Ok(())
     }
 
+    /// Tells of a target that may have stacks which only a scan of all memory finds.
+    fn note_contexts(&mut self, objects: &Objects<'_>, options: Options) {
+        if !options.scan_memory
+            && let Some(switcher) = contexts::switcher(objects)
+        {
+            self.notes.push(switcher.to_string());
+        }
+    }
+
     fn still_in_transition(&mut self, name: &str, hindrances: Vec<Hindrance>) -> Error {
         Error::InTransition { patch: name.to_owned(), blocked: self.describe(hindrances) }
     }
@@ -314,6 +386,7 @@ impl Session {
             already: already.map(|a| a.to_string()),
             replaced: replaced.map(|p| p.name().to_owned()).collect(),
             cost: self.cost_so_far(),
+            forced: Vec::new(),
             notes: self.notes.clone(),
         }
     }

@@ -43,6 +43,8 @@ pub struct Session {
     pub(crate) replaced_before: Vec<String>,
     /// Whether a thread can have been led into memory of ours that is to be given back.
     pub(crate) was_entered: bool,
+    /// Whether the transition looks for suspended stacks in all writable memory.
+    pub(crate) scan_memory: bool,
     messages: Vec<(log_ring::Level, String)>,
     began: Instant,
     _lock: Lock,
@@ -62,6 +64,7 @@ impl Session {
             Some(area) => Document::parse(&area.document(target.memory())?)?,
             None => Document::default(),
         };
+        let scan_memory = document.arena.as_ref().is_some_and(|arena| arena.scan_memory);
         Ok(Self {
             target: Rc::new(target),
             document,
@@ -72,6 +75,7 @@ impl Session {
             made_here: Vec::new(),
             replaced_before: Vec::new(),
             was_entered: false,
+            scan_memory,
             messages: Vec::new(),
             began,
             _lock: lock,

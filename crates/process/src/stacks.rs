@@ -76,6 +76,9 @@ pub enum Reason {
     /// It executes the function, or will return into it.
     #[error("in the function")]
     RunsIn,
+    /// The instructions ahead are nothing but the way into the function, by a tail call perhaps.
+    #[error("about to enter the function")]
+    Entering,
     /// A signal interrupted the function and its handler has not returned.
     #[error("in the function, interrupted by a signal")]
     SignalFrame,

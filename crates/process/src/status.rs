@@ -92,7 +92,7 @@ impl Session {
             return Ok(Vec::new());
         }
         let changes = self.document.state.changes();
-        let watch = side_watch(&self.document, &changes, transition.is_reversed())?;
+        let watch = side_watch(&self.document, &self.target.maps()?, &changes, transition.is_reversed())?;
         let deadline = Instant::now() + LOOKS_WITHIN;
         let mut hindrances = Vec::new();
         for tid in self.target.threads()? {

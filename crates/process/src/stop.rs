@@ -2,7 +2,9 @@
 
 use crate::session::Session;
 use crate::stacks::Blocker;
+use crate::suspended::MemoryHit;
 use crate::threads::{self, Release, StoppedProcess, StoppedThread, Unstoppable};
+use crate::watch::WatchRange;
 use crate::{Error, Result, Tid};
 use std::time::{Duration, Instant};
 
@@ -18,6 +20,13 @@ const PAUSE: Duration = Duration::from_millis(5);
 pub enum Hindrance {
     /// A thread that is not clean.
     Blocker(Blocker),
+    /// A stack that no thread runs on, or what looks like one.
+    Memory {
+        /// What was found.
+        hit: MemoryHit,
+        /// The watched range that it points into.
+        range: WatchRange,
+    },
     /// A thread that did not stop.
     Unstoppable {
         /// The thread.

@@ -20,7 +20,7 @@ pub const MAX_MEMORY_HITS: usize = 1000;
 
 /// Functions by which programs switch contexts within a thread. `setjmp` is not among them: it is mostly used to go
 /// back to a frame that is on the stack anyway.
-const SWITCHERS: [&str; 9] = [
+pub(crate) const SWITCHERS: [&str; 9] = [
     "makecontext",
     "swapcontext",
     "setcontext",

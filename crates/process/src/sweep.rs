@@ -4,6 +4,7 @@
 //! not named yet. Nothing leads to them any more, so a thread once seen without an address of theirs on its stacks
 //! stays so. When nothing is left to know about the target, the state area itself goes with the last of them.
 
+use crate::arena::ARENA_NAME;
 use crate::cave;
 use crate::look::{Looker, mapping_watch};
 use crate::maps::{Mapping, Maps};
@@ -116,6 +117,11 @@ fn runs<'m>(mappings: impl Iterator<Item = &'m Mapping>) -> Vec<Range<RemoteAddr
 #[must_use]
 pub fn has_traces(maps: &Maps) -> bool {
     maps.iter().any(|m| m.name.starts_with(PREFIX))
+}
+
+/// Whether a mapping is part of a transition's arena.
+pub(crate) fn is_arena(mapping: &Mapping) -> bool {
+    state_area::is_named(mapping, ARENA_NAME)
 }
 
 /// Whether a mapping is a state area.

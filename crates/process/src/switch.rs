@@ -26,12 +26,12 @@ use crate::batch::Batch;
 use crate::census::Census;
 use crate::document::{Arena, Site};
 use crate::entry::Installed;
-use crate::look::{Looker, install_watch, side_watch};
+use crate::look::{Looker, install_watch, look_at_memory, side_watch};
 use crate::pending::PendingTable;
 use crate::session::Session;
 use crate::stop::Hindrance;
 use crate::stub::{WORD_BEGUN, WORD_SWAPPED, WORD_TABLE};
-use crate::watch::Watch;
+use crate::threads::StoppedProcess;
 use crate::{Error, RemoteAddr, Result};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -81,7 +81,7 @@ impl Session {
             let plan = arena::plan(&self.document, &changes, threads, &mut batch.ground, false)?;
             batch.requests.extend(plan.requests);
             batch.writes.extend(plan.writes);
-            self.document.arena = Some(plan.arena);
+            self.document.arena = Some(Arena { scan_memory: self.scan_memory, ..plan.arena });
         }
         self.install(batch)
     }
@@ -90,11 +90,11 @@ impl Session {
     /// the way if that was not to be had before the deadline.
     fn start(&mut self, deadline: Instant) -> Result<Option<Vec<Hindrance>>> {
         let changes = self.document.state.changes();
-        let watch = side_watch(&self.document, &changes, false)?;
         let install = install_watch(&self.document, &changes);
         let mut pause = BACKOFF_MIN;
         loop {
             let maps = self.target.maps()?;
+            let watch = side_watch(&self.document, &maps, &changes, false)?;
             let obstacles = match self.stop_all(deadline)? {
                 Err(unstoppable) => vec![unstoppable],
                 Ok(stopped) => {
@@ -106,6 +106,10 @@ impl Session {
                             unclean.insert(Census::key(thread));
                             obstacles.extend(looker.look(thread, &install)?.map(Hindrance::Blocker));
                         }
+                    }
+                    if obstacles.is_empty() && !self.look_at_memory(&stopped, &changes, false)?.is_empty() {
+                        // Any thread may go on on that stack.
+                        unclean.extend(stopped.threads().iter().map(Census::key));
                     }
                     if obstacles.is_empty() {
                         self.begin(&changes, unclean)?;
@@ -123,6 +127,19 @@ impl Session {
             std::thread::sleep(pause);
             pause = (pause * 2).min(BACKOFF_MAX);
         }
+    }
+
+    /// The suspended stacks that stand in the way, where those are to be looked for.
+    fn look_at_memory(
+        &self,
+        stopped: &StoppedProcess,
+        changes: &[Change],
+        goal_side: bool,
+    ) -> Result<Vec<Hindrance>> {
+        if !self.scan_memory {
+            return Ok(Vec::new());
+        }
+        look_at_memory(&self.target, stopped, &self.document, changes, goal_side)
     }
 
     /// The begin, with all threads stopped: those whose keys are `unclean` are pending, all others switch at once.
@@ -180,11 +197,12 @@ impl Session {
         let mut pause = BACKOFF_MIN;
         let mut census: Option<Census> = None;
         while let Some(pending) = self.pending() {
-            let watch = side_watch(&self.document, &changes, self.pending_run_goal())?;
             let hindrances = match &mut census {
-                Some(census) if census.is_valid() => self.look_at_each(&pending, census, &watch)?,
+                Some(census) if census.is_valid() && !self.scan_memory => {
+                    self.look_at_each(&pending, census, &changes)?
+                }
                 _ => {
-                    let (taken, hindrances) = self.look_at_all(&pending, &watch, deadline)?;
+                    let (taken, hindrances) = self.look_at_all(&pending, &changes, deadline)?;
                     census = taken;
                     hindrances
                 }
@@ -207,9 +225,10 @@ impl Session {
         &mut self,
         pending: &BTreeSet<ThreadId>,
         census: &mut Census,
-        watch: &Watch,
+        changes: &[Change],
     ) -> Result<Vec<Hindrance>> {
         let maps = self.target.maps()?;
+        let watch = &side_watch(&self.document, &maps, changes, self.pending_run_goal())?;
         let mut hindrances = Vec::new();
         for &key in pending {
             let [tid] = census.holders(key)[..] else {
@@ -259,10 +278,11 @@ impl Session {
     fn look_at_all(
         &mut self,
         pending: &BTreeSet<ThreadId>,
-        watch: &Watch,
+        changes: &[Change],
         deadline: Instant,
     ) -> Result<(Option<Census>, Vec<Hindrance>)> {
         let maps = self.target.maps()?;
+        let watch = &side_watch(&self.document, &maps, changes, self.pending_run_goal())?;
         let stopped = match self.stop_all(deadline)? {
             Ok(stopped) => stopped,
             Err(unstoppable) => return Ok((None, vec![unstoppable])),
@@ -276,9 +296,13 @@ impl Session {
                 hindrances.push(Hindrance::Blocker(blocker));
             }
         }
-        for key in pending.difference(&unclean) {
-            self.strike(*key)?;
+        let suspended = self.look_at_memory(&stopped, changes, self.pending_run_goal())?;
+        if suspended.is_empty() {
+            for key in pending.difference(&unclean) {
+                self.strike(*key)?;
+            }
         }
+        hindrances.extend(suspended);
         let census = Census::of(&self.target, &stopped)?;
         self.let_go(stopped)?;
         Ok((Some(census), hindrances))
@@ -336,8 +360,8 @@ impl Session {
     pub(crate) fn turn_round(&mut self, deadline: Instant) -> Result<()> {
         let changes = self.document.state.changes();
         let had_not = self.pending().unwrap_or_default();
-        let watch = side_watch(&self.document, &changes, !self.pending_run_goal())?;
         let maps = self.target.maps()?;
+        let watch = side_watch(&self.document, &maps, &changes, !self.pending_run_goal())?;
         let stopped = self.stop_all_patiently(deadline)?;
         let mut looker = Looker::new(&self.target, &mut self.prover, maps);
         let mut unclean = BTreeSet::new();
@@ -345,6 +369,9 @@ impl Session {
             if looker.look(thread, &watch)?.is_some() {
                 unclean.insert(Census::key(thread));
             }
+        }
+        if !self.look_at_memory(&stopped, &changes, !self.pending_run_goal())?.is_empty() {
+            unclean.extend(stopped.threads().iter().map(Census::key).filter(|key| !had_not.contains(key)));
         }
         if let Some(arena) = &self.document.arena {
             let memory = self.target.memory();
