@@ -77,12 +77,13 @@ fn every_command_keeps_to_the_schema() {
     assert_eq!(json(&["list", "--pid", pid], 3)["error"]["kind"], "not_patched");
 
     let check = json(&["check", patch, "--pid", pid], 0);
-    assert_eq!(fields(&check["check"]), ["funcs", "ok", "patch", "pid", "problems"]);
-    assert_eq!(fields(&check["check"]["funcs"][0]), ["addr", "name", "object", "ok", "verdict"]);
+    assert_eq!(fields(&check["check"]), ["funcs", "notes", "ok", "patch", "pid", "problems"]);
+    let func = &check["check"]["funcs"][0];
+    assert_eq!(fields(func), ["addr", "clones", "cold", "name", "object", "ok", "verdict"]);
 
     let load = json(&["load", patch, "--pid", pid], 0);
     let report = &load["report"];
-    assert_eq!(fields(report), ["already", "cost", "life", "notes", "patch", "replaced"]);
+    assert_eq!(fields(report), ["already", "cost", "forced", "life", "notes", "patch", "replaced"]);
     assert_eq!(report["life"], "enabled");
     let cost = &report["cost"];
     assert_eq!(fields(cost), ["elapsed_ns", "longest_pause_ns", "looks", "stopped_ns", "stops", "threads"]);
@@ -116,6 +117,7 @@ fn every_command_keeps_to_the_schema() {
         ]
     );
 
+    assert_eq!(json(&["wait", "fix", "--pid", pid], 0)["report"]["life"], "enabled");
     assert_eq!(json(&["disable", "nope", "--pid", pid], 4)["error"]["kind"], "no_such_patch");
     assert_eq!(json(&["disable", "fix", "--pid", pid], 0)["report"]["life"], "disabled");
     assert_eq!(json(&["unload", "fix", "--pid", pid], 0)["report"]["life"], Value::Null);
