@@ -22,19 +22,19 @@ KLP_PATCH(patch);
 //@ start target
 //@ expect ready
 //@ $ ugraft load fix.o --pid $PID
-//> patch 'fix': enabled (1 threads, longest pause [..], [..] in all)
+//> patch 'fix': enabled (1 thread, longest pause [..], [..] in all)
 //@ $ ugraft enable fix --pid $PID
 //> patch 'fix' is already enabled
 //@ say x
 //@ expect 2
 //@ $ ugraft disable fix --pid $PID
-//> patch 'fix': disabled (1 threads, longest pause [..], [..] in all)
+//> patch 'fix': disabled (1 thread, longest pause [..], [..] in all)
 //@ $ ugraft disable fix --pid $PID
 //> patch 'fix' is already disabled
 //@ say x
 //@ expect 1
 //@ $ ugraft unload fix --pid $PID
-//> patch 'fix': unloaded (1 threads, longest pause [..], [..] in all)
+//> patch 'fix': unloaded (1 thread, longest pause [..], [..] in all)
 
 // A second patch of the same name is no such case: it may be another one.
 //@ $ ugraft load fix.o --pid $PID --quiet

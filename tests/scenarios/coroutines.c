@@ -66,7 +66,7 @@ KLP_PATCH(patch);
 
 // Without the option the tool warns.
 //@ $ ugraft load fix.o --pid $PID
-//> patch 'fix': enabled (1 threads, longest pause [..], [..] in all)
+//> patch 'fix': enabled (1 thread, longest pause [..], [..] in all)
 //! ugraft: target switches contexts (swapcontext): what is on a stack that no thread runs on is not seen; give --scan memory to look for it in all memory
 //@ $ ugraft disable fix --pid $PID --scan memory --quiet
 //@ $ ugraft unload fix --pid $PID --quiet
@@ -88,7 +88,7 @@ KLP_PATCH(patch);
 //@ expect second half of the old
 //@ expect done
 //@ $ ugraft wait fix --pid $PID
-//> patch 'fix': enabled (1 threads, longest pause [..], [..] in all)
+//> patch 'fix': enabled (1 thread, longest pause [..], [..] in all)
 //@ say begin
 //@ expect all of the new
 //@ expect suspended

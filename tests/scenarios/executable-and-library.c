@@ -40,7 +40,7 @@ KLP_PATCH(patch);
 //@ expect bill 65 rate 2
 //@ snapshot
 //@ $ ugraft load fix.o --pid $PID
-//> patch 'fix': enabled (1 threads, longest pause [..], [..] in all)
+//> patch 'fix': enabled (1 thread, longest pause [..], [..] in all)
 //@ say 10
 //@ expect bill 92 rate 2
 //@ say 10

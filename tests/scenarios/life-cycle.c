@@ -119,7 +119,7 @@ KLP_LICENSE("MIT");
 //@ unchanged
 
 //@ $ ugraft load fix.o --pid $PID
-//> patch 'fix': enabled (1 threads, longest pause [..], [..] in all)
+//> patch 'fix': enabled (1 thread, longest pause [..], [..] in all)
 //@ alive
 //@ say 3
 //@ expect price of 3: 30
@@ -176,14 +176,14 @@ KLP_LICENSE("MIT");
 //> }
 
 //@ $ ugraft disable fix --pid $PID
-//> patch 'fix': disabled (1 threads, longest pause [..], [..] in all)
+//> patch 'fix': disabled (1 thread, longest pause [..], [..] in all)
 //@ say 3
 //@ expect price of 3: 36
 //@ $ ugraft list --pid $PID
 //>  patch  version  state     objects       functions
 //>  fix    1.2      disabled  (executable)  price
 //@ $ ugraft enable fix --pid $PID
-//> patch 'fix': enabled (1 threads, longest pause [..], [..] in all)
+//> patch 'fix': enabled (1 thread, longest pause [..], [..] in all)
 //@ say 3
 //@ expect price of 3: 30
 
@@ -267,7 +267,7 @@ KLP_LICENSE("MIT");
 //> [..] livepatch: 'fix': completing unpatching transition
 //> [..] livepatch: 'fix': unpatching complete
 //@ $ ugraft unload fix --pid $PID
-//> patch 'fix': unloaded (1 threads, longest pause [..], [..] in all)
+//> patch 'fix': unloaded (1 thread, longest pause [..], [..] in all)
 //@ say 3
 //@ expect price of 3: 36
 //@ alive

@@ -42,7 +42,7 @@ KLP_PATCH(patch);
 //@ at target say go on
 //@ at target expect depth 5
 //@ at job wait
-//> patch 'fix': enabled (1 threads, longest pause [..], [..] in all)
+//> patch 'fix': enabled (1 thread, longest pause [..], [..] in all)
 //@ at target say 5
 //@ at target expect depth 500
 //@ $ ugraft disable fix --pid $target --quiet

@@ -46,9 +46,9 @@ KLP_PATCH(patch);
 //@ snapshot
 //@ $ ugraft load old.o --pid $PID --disabled --quiet
 //@ $ ugraft load absent.o --pid $PID
-//> patch 'absent': enabled (1 threads, longest pause [..], [..] in all)
+//> patch 'absent': enabled (1 thread, longest pause [..], [..] in all)
 //@ $ ugraft load cumulative.o --pid $PID
-//> patch 'cumulative': enabled; replaced old, absent (1 threads, longest pause [..], [..] in all)
+//> patch 'cumulative': enabled; replaced old, absent (1 thread, longest pause [..], [..] in all)
 //@ say ?
 //@ expect f 0 g 2
 //@ $ ugraft list --pid $PID

@@ -66,7 +66,7 @@ KLP_VERSION("2");
 //@ say ?
 //@ expect f 1 g 2 h 0
 //@ $ ugraft load cumulative.o --pid $PID
-//> patch 'cumulative': enabled; replaced one, two (1 threads, longest pause [..], [..] in all)
+//> patch 'cumulative': enabled; replaced one, two (1 thread, longest pause [..], [..] in all)
 //@ say ?
 //@ expect f 0 g 3 h 3
 //@ $ ugraft list --pid $PID
@@ -103,7 +103,7 @@ KLP_VERSION("2");
 
 // Disabling the replacing patch gives the original code, never the replaced patches.
 //@ $ ugraft disable cumulative --pid $PID
-//> patch 'cumulative': disabled (1 threads, longest pause [..], [..] in all)
+//> patch 'cumulative': disabled (1 thread, longest pause [..], [..] in all)
 //@ say ?
 //@ expect f 0 g 0 h 0
 //@ $ for patch in cumulative next one two; do ugraft unload $patch --pid $PID --quiet || echo $patch stays; done

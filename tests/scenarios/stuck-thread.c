@@ -203,7 +203,7 @@ KLP_PATCH(patch);
 //> [..] livepatch: 'fix': completing patching transition
 //> [..] livepatch: 'fix': patching complete
 //@ $ ugraft disable fix --pid $target
-//> patch 'fix': disabled (1 threads, longest pause [..], [..] in all)
+//> patch 'fix': disabled (1 thread, longest pause [..], [..] in all)
 //@ at target say ?
 //@ at target expect f 1
 //@ $ ugraft force --pid $target

@@ -18,8 +18,8 @@ pub fn changed(report: &Report, done: &str) -> String {
     let cost = &report.cost;
     if cost.stops > 0 {
         text += &format!(
-            " ({} threads, longest pause {}, {} in all)",
-            cost.threads,
+            " ({}, longest pause {}, {} in all)",
+            count(cost.threads, "thread"),
             time(cost.longest_pause),
             time(cost.elapsed)
         );
@@ -215,6 +215,11 @@ fn lines(items: impl Iterator<Item = String>) -> String {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// So many of a thing, with its name in the number that fits.
+fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// A time in the unit that fits.
