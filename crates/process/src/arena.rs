@@ -68,6 +68,7 @@ pub fn plan(
             stubs: Vec::new(),
             began_ns: describe::now().as_nanos() as u64,
             scan_memory: false,
+            resolvers: Vec::new(),
         },
         requests: Vec::new(),
         writes: Vec::new(),

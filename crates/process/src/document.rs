@@ -101,6 +101,9 @@ pub struct Arena {
     /// Whether suspended stacks are looked for in all writable memory, too.
     #[serde(default)]
     pub scan_memory: bool,
+    /// The loader's code that binds calls at their first use.
+    #[serde(default)]
+    pub resolvers: Vec<Range<RemoteAddr>>,
 }
 
 impl Arena {

@@ -70,6 +70,7 @@ mod seccomp;
 mod symbol_error;
 mod symbol_set;
 mod tls;
+mod way_in;
 
 mod error;
 mod ids;
@@ -78,6 +79,7 @@ pub use error::Error;
 pub use ids::{Pid, Tid};
 pub use target::Target;
 pub use ugraft_image::{FileOffset, LinkAddr, RemoteAddr};
+pub use way_in::resolvers;
 
 /// What every fallible function of this crate returns.
 pub type Result<T, E = Error> = core::result::Result<T, E>;

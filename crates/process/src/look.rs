@@ -73,6 +73,14 @@ pub(crate) fn side_watch(
         }
     }
     ranges.extend(stubs(document, maps));
+    let resolvers = document.arena.iter().flat_map(|arena| &arena.resolvers);
+    ranges.extend(resolvers.map(|range| WatchRange {
+        start: range.start,
+        end: range.end,
+        part: Part::Resolver,
+        function: "a function that the loader is binding".to_owned(),
+        key: u64::MAX,
+    }));
     Ok(Watch::new(ranges))
 }
 

@@ -12,7 +12,7 @@ use crate::report::Report;
 use crate::session::{Session, objects_of};
 use crate::stop::Hindrance;
 use crate::switch::Standing;
-use crate::{Error, Pid, RemoteAddr, Result, contexts, plan, sharing};
+use crate::{Error, Pid, RemoteAddr, Result, contexts, plan, resolvers, sharing};
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -281,6 +281,7 @@ impl Session {
         self.note_objects(&objects)?;
         if enable {
             self.note_contexts(&objects, options);
+            self.resolvers = resolvers(&objects)?;
         }
         self.step(Event::Load { desc: desc.clone(), enable, ignore_order: options.ignore_order })?;
         let known = self.document.state.patch_named(&desc.name);
@@ -306,6 +307,7 @@ impl Session {
         self.check_undisturbed()?;
         self.note_objects(&objects)?;
         self.note_contexts(&objects, options);
+        self.resolvers = resolvers(&objects)?;
         self.step(event)?;
         let mut batch = Batch::new(Ground::new(&target, maps.clone()));
         let changing = self.document.state.changes().into_iter().map(|change| change.func);

@@ -19,6 +19,7 @@
 use crate::maps::{Mapping, Maps};
 use crate::memory::Memory;
 use crate::watch::Watch;
+use crate::way_in::enters;
 use crate::{Error, Pid, RemoteAddr, Result, Tid};
 use std::fs::File;
 use std::ops::Range;
@@ -39,6 +40,8 @@ const CHUNK: usize = 64 << 10;
 /// `rsp` is this many bytes before the word that holds the segment registers in `struct sigcontext_64`
 /// (arch/x86/include/uapi/asm/sigcontext.h: rsp, rip, eflags, then cs, gs, fs, ss of 16 bits each).
 const RSP_BEFORE_SEGMENTS: u64 = 24;
+/// The same for `rip`.
+const RIP_BEFORE_SEGMENTS: u64 = 16;
 
 /// A stopped thread, as far as its stacks are concerned.
 #[derive(Clone, Copy, Debug)]
@@ -235,7 +238,9 @@ impl Scanner {
             return Err(ScanFailure::Compat(regs.cs));
         }
         let mut scan = Scan::default();
-        if watch.pc(regs.rip).is_some() {
+        // Behind a system call there is no way into a function by jumps alone, and most threads are there.
+        let in_call = regs.orig_rax.cast_signed() >= 0;
+        if watch.pc(regs.rip).is_some() || (!in_call && enters(memory, watch, regs.rip).is_some()) {
             scan.hits.push(Hit { place: Place::Pc, value: regs.rip });
         }
         for (name, value) in thread.words() {
@@ -348,6 +353,13 @@ impl Scanner {
             return Err(ScanFailure::ReturnProbe(at));
         }
         for at in contexts {
+            let pc_at = RemoteAddr(at.wrapping_sub(RIP_BEFORE_SEGMENTS));
+            if let Ok(pc) = memory.read_u64(pc_at)
+                && watch.word(pc).is_none()
+                && enters(memory, watch, pc).is_some()
+            {
+                scan.hits.push(Hit { place: Place::Stack(pc_at), value: pc });
+            }
             self.interrupted(memory, maps, thread, at, scan)?;
         }
         Ok(())

@@ -45,6 +45,8 @@ pub struct Session {
     pub(crate) was_entered: bool,
     /// Whether the transition looks for suspended stacks in all writable memory.
     pub(crate) scan_memory: bool,
+    /// The loader's code that binds calls, for the transition that is being planned.
+    pub(crate) resolvers: Vec<Range<RemoteAddr>>,
     messages: Vec<(log_ring::Level, String)>,
     began: Instant,
     _lock: Lock,
@@ -76,6 +78,7 @@ impl Session {
             replaced_before: Vec::new(),
             was_entered: false,
             scan_memory,
+            resolvers: Vec::new(),
             messages: Vec::new(),
             began,
             _lock: lock,

@@ -11,6 +11,7 @@ use crate::memory::Memory;
 use crate::scan::{Hit, MAX_HITS, Place, Scan, ScanFailure, Scanner, Thread};
 use crate::unwind::{End, Frame, Unwinder, follows_call};
 use crate::watch::{Part, Watch, WatchRange};
+use crate::way_in::enters;
 use crate::{RemoteAddr, Result, Tid};
 
 /// How a thread was proved clean.
@@ -176,15 +177,17 @@ impl Prover {
         // The stacks' words in one order, for a walk to stop when it has passed them.
         let slots: Vec<u64> = scan.hits.iter().filter_map(|h| h.place.slot()).collect();
         let by_registers = scan.hits.iter().any(|h| matches!(h.place, Place::Register(_)));
-        let mut found: Option<usize> = frame_in(watch, &first_frame(thread)).map(|_| 0);
+        let mut found: Option<usize> = frame_in(memory, watch, &first_frame(thread)).map(|_| 0);
         let mut passed = 0;
         let walk = Unwinder::new(&mut self.cfi, memory, maps, thread).walk(|frames, covered| {
             if found.is_some() {
                 // Only the backtrace is wanted yet.
                 return frames.len() >= MAX_BACKTRACE;
             }
-            if let Some(frame) = frames.last().and_then(|f| frame_in(watch, f)) {
-                let _: &WatchRange = frame;
+            if let [.., inner, frame] = frames
+                && let Some(range) = frame_in(memory, watch, frame)
+                && (range.part != Part::Resolver || frame.exact || is_binding(maps, range, inner))
+            {
                 found = Some(frames.len() - 1);
                 return frames.len() >= MAX_BACKTRACE;
             }
@@ -197,11 +200,17 @@ impl Prover {
             || walk.frames.iter().take(MAX_BACKTRACE).map(|f| RemoteAddr(f.pc)).collect::<Vec<_>>();
         if let Some(n) = found {
             let frame = walk.frames[n];
-            let reason = if frame.interrupted { Reason::SignalFrame } else { Reason::RunsIn };
-            let range = frame_in(watch, &frame).cloned();
+            let range = frame_in(memory, watch, &frame).cloned();
+            let within = !frame.exact || watch.pc(frame.pc).is_some();
+            let resolves = range.as_ref().is_some_and(|r| r.part == Part::Resolver);
+            let reason = match frame.interrupted {
+                _ if !within || resolves => Reason::Entering,
+                true => Reason::SignalFrame,
+                false => Reason::RunsIn,
+            };
             return Some(Blocker { tid: thread.tid, reason, range, frame: Some(n), backtrace: backtrace() });
         }
-        let hit = scan.hits.iter().find(|h| match h.place {
+        let hit = scan.hits.iter().filter(|h| !is_of_resolver(watch, h.value)).find(|h| match h.place {
             // Seen by the first frame already.
             Place::Pc => false,
             // Any frame may keep its return address in a register that its callees preserve.
@@ -221,7 +230,7 @@ impl Prover {
             (Some(Hit { place: Place::Stack(at), .. }), _) => Reason::Suspended(*at),
             (Some(_), _) => at_last("a register points into the function".to_owned()),
         };
-        let range = hit.and_then(|h| watch.word(h.value)).cloned();
+        let range = hit.and_then(|h| watch.word(h.value).or_else(|| enters(memory, watch, h.value))).cloned();
         Some(Blocker { tid: thread.tid, reason, range, frame: None, backtrace: backtrace() })
     }
 }
@@ -241,7 +250,21 @@ fn first_frame(thread: Thread<'_>) -> Frame {
     Frame { pc: thread.regs.rip, exact: true, interrupted: false, sp: thread.regs.rsp }
 }
 
-/// The watched range that `frame` is an activation of.
-fn frame_in<'w>(watch: &'w Watch, frame: &Frame) -> Option<&'w WatchRange> {
-    if frame.exact { watch.pc(frame.pc) } else { watch.return_address(frame.pc) }
+/// The watched range that `frame` is an activation of, or is about to enter.
+fn frame_in<'w>(memory: &Memory, watch: &'w Watch, frame: &Frame) -> Option<&'w WatchRange> {
+    if frame.exact {
+        watch.pc(frame.pc).or_else(|| enters(memory, watch, frame.pc))
+    } else {
+        watch.return_address(frame.pc)
+    }
+}
+
+fn is_of_resolver(watch: &Watch, word: u64) -> bool {
+    watch.word(word).is_some_and(|range| range.part == Part::Resolver)
+}
+
+/// Whether the loader, in code at `range`, is still about to find what is called: what it has called is the loader's own. A
+/// loader that audits or profiles calls the function itself, and stays below it.
+fn is_binding(maps: &Maps, range: &WatchRange, inner: &Frame) -> bool {
+    maps.find(range.start).is_some_and(|loader| loader.range().contains(&RemoteAddr(inner.pc)))
 }

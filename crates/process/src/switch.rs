@@ -81,7 +81,8 @@ impl Session {
             let plan = arena::plan(&self.document, &changes, threads, &mut batch.ground, false)?;
             batch.requests.extend(plan.requests);
             batch.writes.extend(plan.writes);
-            self.document.arena = Some(Arena { scan_memory: self.scan_memory, ..plan.arena });
+            let (scan_memory, resolvers) = (self.scan_memory, std::mem::take(&mut self.resolvers));
+            self.document.arena = Some(Arena { scan_memory, resolvers, ..plan.arena });
         }
         self.install(batch)
     }

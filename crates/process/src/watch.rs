@@ -24,6 +24,9 @@ pub enum Part {
     EntryBytes,
     /// Code of a patch image: one function of it, or the whole text segment.
     Image,
+    /// The loader's code that binds a call at its first use: who is in it may be on the way from one watched function to
+    /// another. It counts where an activation of it is found, but what cannot be decided about it does not.
+    Resolver,
 }
 
 impl Part {
@@ -34,7 +37,7 @@ impl Part {
 
     /// Whether a return address one past the last byte counts.
     fn counts_end(self) -> bool {
-        self != Part::EntryBytes
+        !matches!(self, Part::EntryBytes | Part::Resolver)
     }
 
     /// How messages name it.
@@ -47,6 +50,7 @@ impl Part {
             Part::Stub => "stub",
             Part::EntryBytes => "entry bytes",
             Part::Image => "patch image",
+            Part::Resolver => "loader",
         }
     }
 }
