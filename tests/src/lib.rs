@@ -20,6 +20,7 @@ pub mod proc;
 pub mod program;
 pub mod scenario;
 pub mod snapshot;
+pub mod torture;
 pub mod update;
 
 use std::path::{Path, PathBuf};

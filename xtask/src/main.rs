@@ -51,6 +51,24 @@ enum Task {
         #[arg(long, default_value_t = 1)]
         every: u32,
     },
+    /// Patch, replace, reverse and cut short at random while a target checks every call for a mix of versions
+    Torture {
+        /// Go on until so many calls were judged (1e9)
+        #[arg(long, default_value = "0", value_parser = many)]
+        calls: u64,
+        /// Go on for so many seconds
+        #[arg(long, default_value_t = 0)]
+        seconds: u64,
+        /// The first episode's seed
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// This variant only: plain, tail-calls, threads, forks, signals, longjmp, exceptions, everything
+        #[arg(long)]
+        variant: Option<String>,
+        /// This number of threads only, 1 to 64
+        #[arg(long)]
+        threads: Option<u32>,
+    },
 }
 
 fn main() -> Result<()> {
@@ -66,6 +84,16 @@ fn main() -> Result<()> {
         Task::Fuzz { seconds } => fuzz(seconds),
         Task::Truth { points, seed } => truth(points, seed),
         Task::Kill { every } => kill(every),
+        Task::Torture { calls, seconds, seed, variant, threads } => {
+            let mut command = cargo();
+            command.args(["test", "--package", "ugraft-tests", "--test", "torture"]);
+            command.env("UGRAFT_TORTURE_CALLS", calls.to_string());
+            command.env("UGRAFT_TORTURE_SECONDS", seconds.to_string());
+            command.env("UGRAFT_TORTURE_SEED", seed.to_string());
+            command.envs(variant.map(|v| ("UGRAFT_TORTURE_VARIANT", v)));
+            command.envs(threads.map(|t| ("UGRAFT_TORTURE_THREADS", t.to_string())));
+            run(&mut command)
+        }
     }
 }
 
@@ -115,6 +143,14 @@ fn kill(every: u32) -> Result<()> {
     let mut command = cargo();
     command.args(["test", "--package", "ugraft-tests", "--test", "kill"]);
     run(command.env("UGRAFT_KILL_EVERY", every.to_string()))
+}
+
+/// Reads `1000000` and `1e6`.
+fn many(text: &str) -> Result<u64, String> {
+    text.parse().or_else(|_| {
+        let number: f64 = text.parse().map_err(|_| format!("{text} is no number"))?;
+        Ok(number as u64)
+    })
 }
 
 fn cargo() -> Command {
