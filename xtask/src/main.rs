@@ -53,9 +53,9 @@ enum Task {
     },
     /// Patch, replace, reverse and cut short at random while a target checks every call for a mix of versions
     Torture {
-        /// Go on until so many calls were judged (1e9)
-        #[arg(long, default_value = "0", value_parser = many)]
-        calls: u64,
+        /// Go on until so many calls were judged, such as 1e9
+        #[arg(long, default_value_t = 0.0)]
+        calls: f64,
         /// Go on for so many seconds
         #[arg(long, default_value_t = 0)]
         seconds: u64,
@@ -87,7 +87,7 @@ fn main() -> Result<()> {
         Task::Torture { calls, seconds, seed, variant, threads } => {
             let mut command = cargo();
             command.args(["test", "--package", "ugraft-tests", "--test", "torture"]);
-            command.env("UGRAFT_TORTURE_CALLS", calls.to_string());
+            command.env("UGRAFT_TORTURE_CALLS", format!("{calls:.0}"));
             command.env("UGRAFT_TORTURE_SECONDS", seconds.to_string());
             command.env("UGRAFT_TORTURE_SEED", seed.to_string());
             command.envs(variant.map(|v| ("UGRAFT_TORTURE_VARIANT", v)));
@@ -143,14 +143,6 @@ fn kill(every: u32) -> Result<()> {
     let mut command = cargo();
     command.args(["test", "--package", "ugraft-tests", "--test", "kill"]);
     run(command.env("UGRAFT_KILL_EVERY", every.to_string()))
-}
-
-/// Reads `1000000` and `1e6`.
-fn many(text: &str) -> Result<u64, String> {
-    text.parse().or_else(|_| {
-        let number: f64 = text.parse().map_err(|_| format!("{text} is no number"))?;
-        Ok(number as u64)
-    })
 }
 
 fn cargo() -> Command {

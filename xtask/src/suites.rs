@@ -15,7 +15,7 @@ use std::time::Instant;
 
 /// The test programs that take longest; they are begun first, so that no processor waits for one of them in the end.
 const LONGEST_FIRST: &[&str] =
-    &["bad_input", "model", "kill", "scenarios", "stacks_truth", "killed_tool", "survey"];
+    &["bad_input", "model", "kill", "torture", "scenarios", "stacks_truth", "killed_tool", "survey"];
 
 /// A test program that cargo built.
 struct Suite {
