@@ -26,10 +26,19 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             let failure = exit::Failure::of(&error);
-            let message = format!("{error:#}");
+            let message = message(&error);
             output::print_error(name, &message, failure.kind, failure.code, failure.details, how);
             ExitCode::from(failure.code)
         }
+    }
+}
+
+/// An error and what caused it, in one line.
+fn message(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<ugraft_process::Error>() {
+        // These tell their causes in their own text.
+        Some(error) => error.to_string(),
+        None => format!("{error:#}"),
     }
 }
 

@@ -56,7 +56,7 @@ pub enum Error {
         why: crate::remote::Unsuitable,
     },
     /// A system call that the target made for us failed.
-    #[error("{call} in process {pid} failed: {source}")]
+    #[error("{call} in process {pid} failed: {source}{}", crate::remote::way_out(.call, .source, *.pid))]
     RemoteCall {
         /// The target.
         pid: Pid,
@@ -64,6 +64,19 @@ pub enum Error {
         call: &'static str,
         /// What the kernel told the target.
         source: io::Error,
+    },
+    /// The target may make no files (of memory) as long as are needed, and would be killed if it tried (EFBIG).
+    #[error(
+        "process {pid} may make no file longer than {limit} bytes (RLIMIT_FSIZE), and the {needed} bytes of memory that \
+         are needed in it are one; raise the limit with `prlimit --pid {pid} --fsize={needed}:` and try again"
+    )]
+    FileSize {
+        /// The target.
+        pid: Pid,
+        /// The limit, in bytes.
+        limit: u64,
+        /// How much is needed, in bytes.
+        needed: u64,
     },
     /// No free address range fits (ENOMEM).
     #[error("process {pid} has no free {len} bytes within reach of {near:?}")]

@@ -9,7 +9,7 @@ use crate::maps::Maps;
 use crate::remote::{Arg, Next, Syscall, call_error, run_in};
 use crate::target::Target;
 use crate::threads::StoppedThread;
-use crate::{RemoteAddr, Result};
+use crate::{Error, RemoteAddr, Result};
 use std::ffi::CString;
 use std::ops::Range;
 
@@ -62,8 +62,8 @@ pub struct MapRequest {
 /// Makes all the mappings, filled with zeros, or none.
 ///
 /// # Errors
-/// [`Error::RemoteCall`](crate::Error::RemoteCall) if a call failed in the target, which then has none of them; otherwise as
-/// [`remote::run`](crate::remote::run).
+/// [`Error::RemoteCall`](crate::Error::RemoteCall) if a call failed in the target, which then has none of them;
+/// [`Error::FileSize`](crate::Error::FileSize) if one would kill it; otherwise as [`remote::run`](crate::remote::run).
 ///
 /// # Panics
 /// If a name contains a NUL byte or is longer than memfd_create(2) allows (249 bytes).
@@ -81,6 +81,7 @@ pub fn map_in(
     thread: &mut StoppedThread,
     requests: &[MapRequest],
 ) -> Result<()> {
+    check_file_size(target, requests)?;
     let (calls, undo) = map_program(requests);
     let results = run_in(target, maps, thread, &calls)?;
     for (call, result) in calls[..undo].iter().zip(&results[..undo]) {
@@ -92,6 +93,24 @@ pub fn map_in(
         }
     }
     Ok(())
+}
+
+/// Refuses mappings whose files would be longer than the target may make files: it would not be told so by an error, but
+/// killed by SIGXFSZ (setrlimit(2)).
+fn check_file_size(target: &Target, requests: &[MapRequest]) -> Result<()> {
+    let path = format!("/proc/{}/limits", target.pid());
+    let text = std::fs::read_to_string(&path).map_err(|source| Error::Proc { path, source })?;
+    let limit = file_size_limit(&text).unwrap_or(u64::MAX);
+    match requests.iter().map(|request| request.len).max() {
+        Some(needed) if needed > limit => Err(Error::FileSize { pid: target.pid(), limit, needed }),
+        _ => Ok(()),
+    }
+}
+
+/// The soft limit of the size of files, in bytes, in a text that proc(5) calls `limits`; `None` if there is none.
+fn file_size_limit(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max file size"))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// Removes mappings.
@@ -178,4 +197,19 @@ fn map_program(requests: &[MapRequest]) -> (Vec<Syscall>, usize) {
         calls.push(munmap(r.addr, r.len).then(next).on_error(next));
     }
     (calls, undo)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_soft_limit_counts() {
+        let limits = "Limit    Soft Limit    Hard Limit    Units\n\
+            Max cpu time              unlimited            unlimited            seconds\n\
+            Max file size             4096                 unlimited            bytes\n";
+        assert_eq!(file_size_limit(limits), Some(4096));
+        assert_eq!(file_size_limit(&limits.replace("4096     ", "unlimited")), None);
+        assert_eq!(file_size_limit(""), None);
+    }
 }

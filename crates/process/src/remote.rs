@@ -25,7 +25,7 @@ use crate::ptrace::{self, Event};
 use crate::seccomp;
 use crate::target::{Target, read_text, status_field};
 use crate::threads::{Restart, StoppedProcess, StoppedThread, restart_code, settled_regs, stop_one};
-use crate::{Error, RemoteAddr, Result, Tid};
+use crate::{Error, Pid, RemoteAddr, Result, Tid};
 use std::collections::HashMap;
 use std::io;
 use std::time::{Duration, Instant};
@@ -742,4 +742,23 @@ fn saved_words(own: &libc::user_regs_struct) -> [u64; 17] {
 pub(crate) fn call_error(target: &Target, call: &'static str, result: i64) -> Error {
     let source = io::Error::from_raw_os_error(i32::try_from(-result).unwrap_or(libc::EINVAL));
     Error::RemoteCall { pid: target.pid(), call, source }
+}
+
+/// What the user can do about a call that failed in the target because one of its limits is reached.
+pub(crate) fn way_out(call: &str, error: &io::Error, pid: Pid) -> String {
+    match (call, error.raw_os_error()) {
+        (_, Some(libc::EMFILE)) => {
+            format!("; it is at its limit: raise it with `prlimit --pid {pid} --nofile=...`")
+        }
+        ("mmap" | "mprotect", Some(libc::ENOMEM)) => format!(
+            "; it is at a limit of its memory: `prlimit --pid {pid} --as --data`, or of the number of its mappings: \
+             sysctl vm.max_map_count"
+        ),
+        ("mmap" | "mprotect", Some(libc::EAGAIN)) => {
+            format!(
+                "; it locks its memory, and is at its limit: raise it with `prlimit --pid {pid} --memlock=...`"
+            )
+        }
+        _ => String::new(),
+    }
 }
