@@ -19,8 +19,9 @@ use ugraft_tests::pattern::Captures;
 use ugraft_tests::{compile, deadline, proc, program, repository, tests_dir};
 
 const LIMIT: Duration = Duration::from_secs(4 * 3600);
-/// Where nothing is asked for: a slice that the everyday tests can afford.
+/// Where nothing is asked for: slices that the everyday tests can afford. A callback is polled for, by many calls alike.
 const EVERY: u64 = 61;
+const EVERY_OF_CALLBACKS: u64 = 199;
 /// More system calls than any command makes: a command that goes on for ever is not followed for ever.
 const CALLS_MAX: u64 = 1_000_000;
 
@@ -30,6 +31,8 @@ struct Case {
     before: State,
     command: &'static [&'static str],
     after: State,
+    /// Each how manieth system call is died before in the everyday tests.
+    every: u64,
 }
 
 /// States of the target that a case begins or ends in.
@@ -43,35 +46,42 @@ enum State {
     Replaced,
     /// `cumulative` loaded, disabled.
     Disabled,
+    /// `called`, which has callbacks, enabled.
+    Called,
+    /// `called` loaded, disabled.
+    Uncalled,
 }
 
 impl State {
     /// The version that answers.
     fn version(self) -> u32 {
         match self {
-            State::Bare | State::Disabled => 0,
+            State::Bare | State::Disabled | State::Uncalled => 0,
             State::Fixed => 1,
             State::Replaced => 2,
+            State::Called => 3,
         }
     }
 }
 
-const CASES: [Case; 4] = [
-    Case { name: "load", before: State::Bare, command: &["load", "fix.o"], after: State::Fixed },
-    Case {
-        name: "replace",
-        before: State::Fixed,
-        command: &["load", "cumulative.o"],
-        after: State::Replaced,
-    },
-    Case {
-        name: "disable",
-        before: State::Replaced,
-        command: &["disable", "cumulative"],
-        after: State::Disabled,
-    },
-    Case { name: "unload", before: State::Disabled, command: &["unload", "cumulative"], after: State::Bare },
+const CASES: [Case; 6] = [
+    case("load", State::Bare, &["load", "fix.o"], State::Fixed, EVERY),
+    case("replace", State::Fixed, &["load", "cumulative.o"], State::Replaced, EVERY),
+    case("disable", State::Replaced, &["disable", "cumulative"], State::Disabled, EVERY),
+    case("unload", State::Disabled, &["unload", "cumulative"], State::Bare, EVERY),
+    case("callbacks-in", State::Bare, &["load", "called.o"], State::Called, EVERY_OF_CALLBACKS),
+    case("callbacks-out", State::Called, &["disable", "called"], State::Uncalled, EVERY_OF_CALLBACKS),
 ];
+
+const fn case(
+    name: &'static str,
+    before: State,
+    command: &'static [&'static str],
+    after: State,
+    every: u64,
+) -> Case {
+    Case { name, before, command, after, every }
+}
 
 fn main() -> ExitCode {
     let missing = (!compile::is_installed("cc")).then(|| "cc".to_owned());
@@ -87,7 +97,7 @@ fn main() -> ExitCode {
 fn run(case: &Case) -> Result<()> {
     let every = match std::env::var("UGRAFT_KILL_EVERY") {
         Ok(value) => value.parse().ok().filter(|k| *k > 0).context("UGRAFT_KILL_EVERY is a number from 1")?,
-        Err(_) => EVERY,
+        Err(_) => case.every,
     };
     let temporary = tempfile::Builder::new().prefix("ugraft-test.").tempdir()?;
     let mut world = World::start(temporary.path())?;
@@ -113,14 +123,14 @@ struct World {
 impl World {
     fn start(directory: &Path) -> Result<World> {
         let from = tests_dir().join("kill");
-        for name in ["target.c", "fix.c", "cumulative.c"] {
+        for name in ["target.c", "fix.c", "cumulative.c", "called.c"] {
             std::fs::copy(from.join(name), directory.join(name))
                 .with_context(|| format!("cannot copy {name}"))?;
         }
         let (sdk, support) = (repository().join("sdk/include"), tests_dir().join("support"));
         let variables = [("SDK", sdk.as_os_str()), ("SUPPORT", support.as_os_str())];
         let build = "cc -O2 -g -rdynamic -pthread -I$SUPPORT target.c -o target && \
-                     cc -c -O2 -I$SDK fix.c && cc -c -O2 -I$SDK cumulative.c";
+                     cc -c -O2 -I$SDK fix.c && cc -c -O2 -I$SDK cumulative.c && cc -c -O2 -fPIC -I$SDK called.c";
         let built = children::run(children::shell(build, directory, variables))?;
         if built.code != 0 {
             bail!("cannot build: {}", built.stderr.join("\n"));
@@ -168,8 +178,10 @@ impl World {
             State::Bare => &[
                 &["disable", "cumulative"],
                 &["disable", "fix"],
+                &["disable", "called"],
                 &["unload", "cumulative"],
                 &["unload", "fix"],
+                &["unload", "called"],
             ],
             State::Fixed => &[
                 &["disable", "cumulative"],
@@ -182,6 +194,8 @@ impl World {
             State::Disabled => {
                 &[&["load", "cumulative.o", "--disabled"], &["disable", "cumulative"], &["unload", "fix"]]
             }
+            State::Called => &[&["load", "called.o"], &["enable", "called"]],
+            State::Uncalled => &[&["load", "called.o", "--disabled"], &["disable", "called"]],
         };
         let mut story = String::new();
         for step in steps {

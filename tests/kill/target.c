@@ -14,6 +14,8 @@
 enum { THREADS = 16, NAP_MS = 3 };
 
 static atomic_long rounds[THREADS];
+/* How far the callbacks of a patch are. */
+int stage;
 
 PATCHABLE int inner(int n) { return n; }
 PATCHABLE int outer(int n) { return inner(n) + 0; }

@@ -130,6 +130,7 @@ KLP_PATCH(patch);
 //>     "transition": {
 //>       "begun": true,
 //>       "blockers": [],
+//>       "callback": null,
 //>       "direction": "patching",
 //>       "patch": "fix",
 //>       "pending": 1,

@@ -28,6 +28,7 @@ Exit codes:
   7   permission denied
   8   bad patch file
   9   the target died or became another program
+  10  a callback crashed or did not return; the message says how things stand
   75  busy: another ugraft, or another transition";
 
 /// Options that every command takes.

@@ -22,6 +22,8 @@ pub const PERMISSION: u8 = 7;
 pub const BAD_FILE: u8 = 8;
 /// The target died or became another program.
 pub const GONE: u8 = 9;
+/// A callback crashed or did not return.
+pub const CALLBACK: u8 = 10;
 /// Another tool, or another transition, is at work (EX_TEMPFAIL of sysexits.h).
 pub const BUSY: u8 = 75;
 
@@ -84,9 +86,12 @@ impl Failure {
             | Error::Symbol(_)
             | Error::Entry { .. }
             | Error::Thunk { .. }
-            | Error::Callbacks(_)
             | Error::Disturbed { .. } => Self::plain("unsafe", UNSAFE),
             Error::CannotStop { .. } => Self::plain("cannot_stop", FAILED),
+            Error::CallbackRefused { .. } => Self::plain("callback_refused", FAILED),
+            Error::CallbackFailed { .. } => Self::plain("callback_failed", CALLBACK),
+            Error::CallbackRuns { .. } => Self::plain("in_transition", IN_TRANSITION),
+            Error::NoSafePoint { .. } => Self::plain("no_safe_point", UNSAFE),
             _ => Self::plain("failed", FAILED),
         }
     }

@@ -100,6 +100,11 @@ fn transition(t: &TransitionReport) -> String {
     for blocked in &t.blockers {
         text += &format!("\n{}", blocker(blocked));
     }
+    if let Some(call) = &t.callback {
+        let object = call.object.as_deref().unwrap_or("the main executable");
+        let thread = call.tid.map_or(String::new(), |tid| format!(", which thread {tid} was given"));
+        text += &format!("\n  it waits for the {} callback for {object}{thread}", call.callback);
+    }
     let wait = format!("\n`ugraft wait {}` carries it on, as any command does", t.patch);
     text + &wait + "; `ugraft reverse` turns it round, `ugraft force` completes it unproved"
 }

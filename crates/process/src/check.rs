@@ -69,7 +69,6 @@ pub fn check(patch: &PatchFile, pid: Pid) -> Result<CheckReport> {
     };
     note(plan::check_build_ids(&desc, &objects));
     note(plan::check_ambiguity(patch, &objects));
-    note(plan::check_callbacks(&desc));
     note(crate::sharing::check_not_shared(&target));
     let load = Event::Load { desc: desc.clone(), enable: true, ignore_order: false };
     note(ugraft_core::step(&document.state, load).map(|_| ()).map_err(Error::from));

@@ -105,7 +105,7 @@ fn backtrace(blocker: &Blocker, document: &Document, objects: Option<&Objects<'_
     blocker.backtrace.iter().enumerate().map(name).collect()
 }
 
-fn symbol(addr: RemoteAddr, document: &Document, objects: Option<&Objects<'_>>) -> Option<String> {
+pub(crate) fn symbol(addr: RemoteAddr, document: &Document, objects: Option<&Objects<'_>>) -> Option<String> {
     for image in &document.images {
         if let Some(symbol) = image.symbols.iter().find(|s| s.range.contains(&addr)) {
             let patch = document.state.patch(image.patch).map_or("?", |p| p.name());

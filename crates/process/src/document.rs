@@ -5,6 +5,7 @@
 //! Every mapping of ours that it does not name is nobody's, and may be given back once no stack refers to it
 //! (see [`crate::sweep`]); so a tool that dies between making a mapping and naming it loses nothing.
 
+use crate::call_area::CallArea;
 use crate::entry::Entry;
 use crate::pending::Capacity;
 use crate::{Error, RemoteAddr, Result};
@@ -31,6 +32,21 @@ pub struct Document {
     pub sites: Vec<Site>,
     /// What the running transition keeps in the target.
     pub arena: Option<Arena>,
+    /// Where callbacks run, while a patch that has any is loaded.
+    pub call_area: Option<CallArea>,
+    /// The callback that a thread was set to run, and whose result has not been taken.
+    pub call: Option<RunningCall>,
+    /// The number of the last callback that a thread was set to run.
+    pub calls: u32,
+}
+
+/// A callback that a thread was set to run. What came of it is told by the [call area](crate::call_area).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunningCall {
+    /// Its number.
+    pub number: u32,
+    /// The thread.
+    pub tid: i32,
 }
 
 /// A patch's code and data in the target.
@@ -44,6 +60,38 @@ pub struct Image {
     pub funcs: Vec<NewFunc>,
     /// All its functions, for backtraces.
     pub symbols: Vec<Symbol>,
+    /// Its objects, with their callbacks.
+    #[serde(default)]
+    pub objects: Vec<ImageObject>,
+    /// Its code, and the unwind tables (`.eh_frame`) for it.
+    #[serde(default)]
+    pub unwind: Option<(Range<RemoteAddr>, Range<RemoteAddr>)>,
+}
+
+/// An object of a patch, as it lies in the image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ImageObject {
+    /// The library's name; `None` is the main executable.
+    pub name: Option<String>,
+    /// Its `struct klp_object`, the argument of the callbacks.
+    pub addr: RemoteAddr,
+    /// The callbacks, where it has them.
+    pub pre_patch: Option<RemoteAddr>,
+    /// See `pre_patch`.
+    pub post_patch: Option<RemoteAddr>,
+    /// See `pre_patch`.
+    pub pre_unpatch: Option<RemoteAddr>,
+    /// See `pre_patch`.
+    pub post_unpatch: Option<RemoteAddr>,
+}
+
+impl ImageObject {
+    /// Whether it has any callback.
+    #[must_use]
+    pub fn has_callbacks(&self) -> bool {
+        [self.pre_patch, self.post_patch, self.pre_unpatch, self.post_unpatch].iter().any(Option::is_some)
+    }
 }
 
 /// A patch's own version of a function.
@@ -159,7 +207,8 @@ impl Document {
     /// Every mapping that is in use.
     pub fn mappings(&self) -> impl Iterator<Item = &Range<RemoteAddr>> {
         let images = self.images.iter().flat_map(|image| &image.mappings);
-        images.chain(self.arena.iter().flat_map(|arena| &arena.mappings))
+        let arenas = self.arena.iter().flat_map(|arena| &arena.mappings);
+        images.chain(arenas).chain(self.call_area.iter().map(|area| &area.mapping))
     }
 
     /// The image of a patch.

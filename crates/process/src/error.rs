@@ -186,9 +186,61 @@ pub enum Error {
     /// The target has no patches.
     #[error("process {0} is not patched")]
     NotPatched(Pid),
-    /// The patch has callbacks, which nobody can run yet (ENOSYS).
-    #[error("the patch has callbacks (for {0}), which this version cannot run; leave them out")]
-    Callbacks(String),
+    /// A `pre_patch` callback refused: the target is as before (the errno is the callback's).
+    #[error(
+        "the pre_patch callback of patch '{patch}' for {} refused with {value}; the patch was not enabled",
+        object_text(.object)
+    )]
+    CallbackRefused {
+        /// The patch.
+        patch: String,
+        /// The object; `None` is the main executable.
+        object: Option<String>,
+        /// What it returned.
+        value: i32,
+    },
+    /// A callback crashed or did not return, and was given up.
+    #[error("the {callback} callback of patch '{patch}' for {} {failure}", object_text(.object))]
+    CallbackFailed {
+        /// The patch.
+        patch: String,
+        /// The object; `None` is the main executable.
+        object: Option<String>,
+        /// Which callback.
+        callback: &'static str,
+        /// How.
+        failure: crate::callbacks::Failure,
+    },
+    /// A callback has not returned and cannot be given up yet (EBUSY). The transition waits for it.
+    #[error(
+        "the {callback} callback of patch '{patch}' for {} has not returned, and is where it cannot be given up; thread \
+         {tid} runs it: wait for it, then give a command again",
+        object_text(.object)
+    )]
+    CallbackRuns {
+        /// The patch.
+        patch: String,
+        /// The object; `None` is the main executable.
+        object: Option<String>,
+        /// Which callback.
+        callback: &'static str,
+        /// The thread that runs it.
+        tid: Tid,
+    },
+    /// No thread came to where a callback can be run (EAGAIN).
+    #[error(
+        "no thread of process {pid} came to where a callback can run within {:.1} s: {}; try again, or allow more time",
+        .waited.as_secs_f64(),
+        reasons_text(.reasons)
+    )]
+    NoSafePoint {
+        /// The target.
+        pid: Pid,
+        /// How long was waited for one.
+        waited: std::time::Duration,
+        /// Threads, their names, and why they would not do.
+        reasons: Vec<(Tid, String, String)>,
+    },
     /// The document in the target contradicts itself or the target.
     #[error("the record of patches in the target is damaged: {0}")]
     Damaged(String),
@@ -216,4 +268,16 @@ pub enum Error {
         /// What stands in the way.
         blocked: Vec<crate::report::Blocked>,
     },
+}
+
+fn object_text(object: &Option<String>) -> String {
+    object.as_ref().map_or_else(|| "the main executable".to_owned(), |name| format!("the library '{name}'"))
+}
+
+fn reasons_text(reasons: &[(Tid, String, String)]) -> String {
+    let one = |(tid, comm, why): &(Tid, String, String)| format!("thread {tid} ({comm}): {why}");
+    if reasons.is_empty() {
+        return "it has no thread that could".to_owned();
+    }
+    reasons.iter().map(one).collect::<Vec<_>>().join("; ")
 }

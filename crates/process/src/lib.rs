@@ -3,6 +3,8 @@
 
 pub mod arena;
 pub mod batch;
+pub mod call_area;
+pub mod callbacks;
 pub mod cave;
 pub mod cfi;
 pub mod check;
@@ -30,6 +32,7 @@ pub mod report;
 pub mod requests;
 pub mod resolve;
 pub mod rules;
+pub mod safe_point;
 pub mod scan;
 pub mod scope;
 pub mod session;
@@ -71,6 +74,7 @@ mod symbol_error;
 mod symbol_set;
 mod tls;
 mod way_in;
+mod xstate;
 
 mod error;
 mod ids;

@@ -1,14 +1,14 @@
 //! From a patch file to what is to be put into the target: its description, its image, its sites.
 
 use crate::batch::Batch;
-use crate::document::{Document, Image, NewFunc, Site, Symbol};
+use crate::document::{Document, Image, ImageObject, NewFunc, Site, Symbol};
 use crate::mapping::{MapRequest, Part as MappedPart, Prot};
 use crate::maps::Maps;
 use crate::objects::{ObjectId, Objects};
 use crate::resolve::Resolver;
 use crate::site::Finder;
 use crate::target::Target;
-use crate::{Error, RemoteAddr, Result, trampoline};
+use crate::{RemoteAddr, Result, trampoline};
 use std::ops::Range;
 use ugraft_core::{Callbacks, FuncDesc, FuncId, ObjectDesc, PatchDesc, PatchId, StateDesc};
 use ugraft_image::{Func, LinkedImage, Part, PatchFile, Resolution};
@@ -70,7 +70,7 @@ fn canonical_func(objects: &Objects<'_>, object: Option<&str>, func: &Func) -> F
 /// Checks the build-ids that a patch asks for, of the objects that are loaded.
 ///
 /// # Errors
-/// [`Error::Symbol`] where one differs.
+/// [`crate::Error::Symbol`] where one differs.
 pub fn check_build_ids(desc: &PatchDesc, objects: &Objects<'_>) -> Result<()> {
     for object in &desc.objects {
         if let (Some(wanted), Ok(found)) = (&object.build_id, objects.find(object.name.as_deref())) {
@@ -84,7 +84,7 @@ pub fn check_build_ids(desc: &PatchDesc, objects: &Objects<'_>) -> Result<()> {
 /// no position is the first one.
 ///
 /// # Errors
-/// [`Error::Symbol`] with the positions there are.
+/// [`crate::Error::Symbol`] with the positions there are.
 pub fn check_ambiguity(patch: &PatchFile, objects: &Objects<'_>) -> Result<()> {
     for object in &patch.metadata().objects {
         for func in object.funcs.iter().filter(|func| func.old_sympos == 0) {
@@ -97,17 +97,10 @@ pub fn check_ambiguity(patch: &PatchFile, objects: &Objects<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Refuses callbacks, which nobody can run in the target yet.
-///
-/// # Errors
-/// [`Error::Callbacks`].
-pub fn check_callbacks(desc: &PatchDesc) -> Result<()> {
-    match desc.objects.iter().find(|object| object.callbacks != Callbacks::default()) {
-        Some(object) => {
-            Err(Error::Callbacks(object.name.clone().unwrap_or_else(|| "the main executable".to_owned())))
-        }
-        None => Ok(()),
-    }
+/// Whether the patch has callbacks.
+#[must_use]
+pub fn has_callbacks(desc: &PatchDesc) -> bool {
+    desc.objects.iter().any(|object| object.callbacks != Callbacks::default())
 }
 
 /// The sites of those of `funcs` that have none in `document` yet.
@@ -135,7 +128,7 @@ pub fn new_sites(
 /// written to `batch`. `desc` is its description with one func for each of the file's.
 ///
 /// # Errors
-/// [`Error::Link`] where symbols are missing or out of reach, [`Error::NoPlace`] where there is no room.
+/// [`crate::Error::Link`] where symbols are missing or out of reach, [`crate::Error::NoPlace`] where there is no room.
 pub fn image(
     id: PatchId,
     patch: &PatchFile,
@@ -169,6 +162,8 @@ pub fn image(
         mappings: vec![base..base.offset(layout.size as i64)],
         funcs: new_funcs(desc, &linked),
         symbols: symbols(&linked),
+        objects: image_objects(desc, &linked),
+        unwind: unwind_tables(&linked),
     };
     trampolines(&mut image, document, &desc.name, batch)?;
     Ok(image)
@@ -227,7 +222,7 @@ fn groups(sorted: &[RemoteAddr]) -> Vec<Vec<RemoteAddr>> {
 /// Gives trampolines to those functions of `image` that their sites' jumps do not reach.
 ///
 /// # Errors
-/// [`Error::NoPlace`] where there is no room within reach of a site.
+/// [`crate::Error::NoPlace`] where there is no room within reach of a site.
 pub fn trampolines(image: &mut Image, document: &Document, name: &str, batch: &mut Batch) -> Result<()> {
     let mut far: Vec<(RemoteAddr, &mut NewFunc)> = Vec::new();
     for new in &mut image.funcs {
@@ -276,6 +271,28 @@ fn new_funcs(desc: &PatchDesc, linked: &LinkedImage) -> Vec<NewFunc> {
                 .collect(),
         })
         .collect()
+}
+
+fn image_objects(desc: &PatchDesc, linked: &LinkedImage) -> Vec<ImageObject> {
+    let objects = desc.objects.iter().zip(&linked.objects);
+    objects
+        .map(|(described, object)| ImageObject {
+            name: described.name.clone(),
+            addr: object.addr,
+            pre_patch: object.callbacks.pre_patch,
+            post_patch: object.callbacks.post_patch,
+            pre_unpatch: object.callbacks.pre_unpatch,
+            post_unpatch: object.callbacks.post_unpatch,
+        })
+        .collect()
+}
+
+/// The image's code and its unwind tables.
+fn unwind_tables(linked: &LinkedImage) -> Option<(Range<RemoteAddr>, Range<RemoteAddr>)> {
+    let (addr, size) = linked.eh_frame?;
+    let text = linked.segments.iter().find(|segment| segment.part == Part::Text)?;
+    let code = text.addr..text.addr.offset(text.mem_size as i64);
+    Some((code, addr..addr.offset(size as i64)))
 }
 
 fn symbols(linked: &LinkedImage) -> Vec<Symbol> {

@@ -150,6 +150,19 @@ pub struct TransitionReport {
     pub pending: usize,
     /// Those of them that could be looked at, and what keeps them.
     pub blockers: Vec<Blocked>,
+    /// The callback that it waits for.
+    pub callback: Option<CallbackReport>,
+}
+
+/// A callback that has to return before anything else can go on.
+#[derive(Clone, Debug, Serialize)]
+pub struct CallbackReport {
+    /// The object; `None` is the main executable.
+    pub object: Option<String>,
+    /// Which callback.
+    pub callback: &'static str,
+    /// The thread that was set to run it, if one was.
+    pub tid: Option<i32>,
 }
 
 impl Blocked {

@@ -5,6 +5,7 @@
 //! fails leaves the target as it was.
 
 use crate::batch::{Batch, Ground};
+use crate::call_area::{CALL_AREA_LEN, CallArea};
 use crate::document::Document;
 use crate::entry::Installed;
 use crate::objects::{Objects, Role};
@@ -16,7 +17,7 @@ use crate::{Error, Pid, RemoteAddr, Result, contexts, plan, resolvers, sharing};
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use ugraft_core::{AlreadySo, Event, Life, Refusal};
+use ugraft_core::{AlreadySo, Due, Event, Life, Refusal};
 use ugraft_image::PatchFile;
 
 /// How a request is to be carried out.
@@ -118,7 +119,7 @@ impl Session {
             self.carry_on(name, deadline)?;
             self.sweep(deadline)?;
         }
-        Ok(self.report(name, None))
+        self.trouble.take().map_or_else(|| Ok(self.report(name, None)), Err)
     }
 
     /// Turns the running transition round.
@@ -137,7 +138,7 @@ impl Session {
             }
         }
         self.sweep(Instant::now() + options.timeout)?;
-        Ok(self.report(&name, None))
+        self.trouble.take().map_or_else(|| Ok(self.report(&name, None)), Err)
     }
 
     /// Completes the running transition without proof that it is safe.
@@ -156,6 +157,9 @@ impl Session {
         self.was_entered = true;
         // Who was forced may stay in old code for long: no waiting for that.
         self.sweep(Instant::now())?;
+        if let Some(trouble) = self.trouble.take() {
+            return Err(trouble);
+        }
         let mut report = self.report(&name, None);
         report.forced = self.forced();
         report.forced.retain(|name| !forced_before.contains(name));
@@ -178,6 +182,9 @@ impl Session {
     /// Finishes what an earlier run of the tool left: a transition, and memory that nobody needs.
     fn take_up(&mut self, options: Options) -> Result<()> {
         self.take_up_transition(options)?;
+        if let Some(trouble) = self.trouble.take() {
+            self.notes.push(trouble.to_string());
+        }
         if self.has_left_overs()? {
             // Whoever made them is not there to tell whether a thread was led into them.
             self.was_entered = true;
@@ -234,15 +241,20 @@ impl Session {
         Ok(self.report(name, None))
     }
 
-    fn carry_out(&mut self, batch: Batch, name: &str, before: &Document, options: Options) -> Result<()> {
+    fn carry_out(&mut self, mut batch: Batch, name: &str, before: &Document, options: Options) -> Result<()> {
         self.made_here = batch_ranges(&batch);
         if self.document.state.transition().is_none() {
             return self.install(batch).inspect_err(|_| self.document = before.clone());
         }
         self.scan_memory = options.scan_memory;
+        if matches!(self.document.state.due(), Due::Callback(_)) {
+            // The image first, since its callbacks run in it.
+            self.install(batch).inspect_err(|_| self.document = before.clone())?;
+            batch = Batch::new(Ground::new(&self.target, self.target.maps()?));
+        }
         let standing = self.transition(batch, Instant::now() + options.timeout)?;
         let hindrances = match standing {
-            Standing::Complete => return Ok(()),
+            Standing::Complete => return self.trouble.take().map_or(Ok(()), Err),
             Standing::NotBegun(hindrances) => {
                 let blocked = self.describe(hindrances);
                 return Err(Error::TimedOut { patch: name.to_owned(), blocked });
@@ -277,8 +289,10 @@ impl Session {
         let desc = plan::describe(patch, &objects);
         plan::check_build_ids(&desc, &objects)?;
         plan::check_ambiguity(patch, &objects)?;
-        plan::check_callbacks(&desc)?;
         self.note_objects(&objects)?;
+        if enable && plan::has_callbacks(&desc) {
+            self.check_safe_point(Instant::now() + options.timeout)?;
+        }
         if enable {
             self.note_contexts(&objects, options);
             self.resolvers = resolvers(&objects)?;
@@ -292,6 +306,13 @@ impl Session {
         self.document.sites.extend(sites);
         let image = plan::image(id, patch, &desc, &objects, &self.document, &mut batch)?;
         self.document.images.push(image);
+        if plan::has_callbacks(&desc) && self.document.call_area.is_none() {
+            let base = batch.ground.take(CALL_AREA_LEN, &[])?.start;
+            let (area, request, code) = CallArea::plan(base);
+            batch.requests.push(request);
+            batch.writes.push(code);
+            self.document.call_area = Some(area);
+        }
         if !enable {
             // The sites were needed for the image's place only; an enable finds them anew.
             self.forget_what_is_gone();
@@ -309,8 +330,17 @@ impl Session {
         self.note_contexts(&objects, options);
         self.resolvers = resolvers(&objects)?;
         self.step(event)?;
+        if matches!(self.document.state.due(), Due::Callback(_)) {
+            self.check_safe_point(Instant::now() + options.timeout)?;
+        }
         let mut batch = Batch::new(Ground::new(&target, maps.clone()));
-        let changing = self.document.state.changes().into_iter().map(|change| change.func);
+        // While a callback is due the state does not know yet what will change.
+        let state = &self.document.state;
+        let patch = state.patch_named(name);
+        let all =
+            patch.into_iter().flat_map(|patch| patch.desc().funcs().chain(patch.nops().iter().cloned()));
+        let changing: Vec<_> = all.filter(|func| state.is_loaded(func.object.as_deref())).collect();
+        let changing = changing.into_iter();
         let sites = plan::new_sites(&target, &maps, &objects, &self.document, changing)?;
         self.document.sites.extend(sites);
         let mut images = std::mem::take(&mut self.document.images);

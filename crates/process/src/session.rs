@@ -47,6 +47,8 @@ pub struct Session {
     pub(crate) scan_memory: bool,
     /// The loader's code that binds calls, for the transition that is being planned.
     pub(crate) resolvers: Vec<Range<RemoteAddr>>,
+    /// What went wrong in a callback of the request at hand.
+    pub(crate) trouble: Option<Error>,
     messages: Vec<(log_ring::Level, String)>,
     began: Instant,
     _lock: Lock,
@@ -79,6 +81,7 @@ impl Session {
             was_entered: false,
             scan_memory,
             resolvers: Vec::new(),
+            trouble: None,
             messages: Vec::new(),
             began,
             _lock: lock,
@@ -114,16 +117,13 @@ impl Session {
     }
 
     /// Takes the state over an event, in memory. The effects that matter here are messages: what is to be written in
-    /// the target follows from the state (see [`crate::switch`]).
+    /// the target, and which callback is due, follows from the state (see [`crate::switch`], [`crate::callbacks`]).
     pub(crate) fn step(&mut self, event: Event) -> Result<()> {
         let (state, effects) = ugraft_core::step(&self.document.state, event)?;
         self.document.state = state;
         for effect in effects {
-            match effect {
-                Effect::Log(level, text) => self.messages.push((level_of(level), text)),
-                // Refused at load: nobody can run them yet.
-                Effect::RunCallback(call) => return Err(Error::Callbacks(call.callback.name().to_owned())),
-                _ => {}
+            if let Effect::Log(level, text) = effect {
+                self.messages.push((level_of(level), text));
             }
         }
         Ok(())
@@ -142,6 +142,11 @@ impl Session {
             ring.append(memory, level, &text)?;
         }
         Ok(())
+    }
+
+    /// Adds a message of our own to those of the next commit.
+    pub(crate) fn log_error(&mut self, text: String) {
+        self.messages.push((log_ring::Level::Err, text));
     }
 
     /// Forgets messages that were not committed, of a request that has changed nothing.

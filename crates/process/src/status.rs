@@ -7,7 +7,7 @@ use crate::log_ring::{LogRing, Record};
 use crate::look::{Looker, side_watch};
 use crate::maps::Maps;
 use crate::pending::PendingTable;
-use crate::report::{Blocked, Status, TransitionReport};
+use crate::report::{Blocked, CallbackReport, Status, TransitionReport};
 use crate::session::Session;
 use crate::state_area::StateArea;
 use crate::stop::Hindrance;
@@ -16,7 +16,7 @@ use crate::sweep;
 use crate::target::Target;
 use crate::{Error, Pid, Result};
 use std::time::{Duration, Instant};
-use ugraft_core::Transition;
+use ugraft_core::{Due, Phase, Transition};
 
 /// The longest that the looks at pending threads may take for a status.
 const LOOKS_WITHIN: Duration = Duration::from_secs(1);
@@ -139,7 +139,17 @@ fn transition_report(
     blockers: Vec<Blocked>,
 ) -> Result<TransitionReport> {
     let (begun, pending) = pending_keys(target, document)?;
+    let begun = begun || transition.phase() != Phase::Initializing;
+    let callback = match document.state.due() {
+        Due::Callback(call) => Some(CallbackReport {
+            object: call.object,
+            callback: call.callback.name(),
+            tid: document.call.as_ref().map(|running| running.tid),
+        }),
+        _ => None,
+    };
     Ok(TransitionReport {
+        callback,
         patch: document.state.patch(transition.patch()).map(|p| p.name().to_owned()).unwrap_or_default(),
         direction: transition.direction(),
         begun,

@@ -10,6 +10,9 @@
 //! finish    one stop: entries lead straight to what they lead to now     commit
 //! ```
 //!
+//! The `pre_` callbacks run before the first, once the patch's image is in the target; the `post_` callbacks after the
+//! last, when every thread runs what it is to run (see [`crate::callbacks`]).
+//!
 //! A tool that dies leaves a target that works at each of these points, and `Session::resume` finds from the document
 //! and the transition word which it is. Before the word is stored nothing has changed for any thread, so an interrupted
 //! start is cancelled; after it, the transition goes on.
@@ -22,9 +25,9 @@
 //!   unmapped when no stack refers to it.
 
 use crate::arena;
-use crate::batch::Batch;
+use crate::batch::{Batch, Ground};
 use crate::census::Census;
-use crate::document::{Arena, Site};
+use crate::document::{Arena, ImageObject, Site};
 use crate::entry::Installed;
 use crate::look::{Looker, install_watch, look_at_memory, side_watch};
 use crate::pending::PendingTable;
@@ -35,7 +38,7 @@ use crate::threads::StoppedProcess;
 use crate::{Error, RemoteAddr, Result};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
-use ugraft_core::{Change, Event, Phase, ThreadId};
+use ugraft_core::{Change, Due, Event, Phase, ThreadId};
 
 /// Pause before the first second look; it doubles up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(1);
@@ -56,16 +59,24 @@ pub enum Standing {
 impl Session {
     /// Carries the transition that a step has just initialized on until `deadline`, after the mappings and writes that
     /// `batch` wants made before it. A transition that does not begin is cancelled.
-    pub(crate) fn transition(&mut self, batch: Batch, deadline: Instant) -> Result<Standing> {
+    pub(crate) fn transition(&mut self, mut batch: Batch, deadline: Instant) -> Result<Standing> {
+        if matches!(self.document.state.due(), Due::Callback(_)) {
+            self.run_callbacks(deadline)?;
+            if self.is_over() {
+                self.close_if_over();
+                return self.commit().map(|()| Standing::Complete);
+            }
+            batch = Batch::new(Ground::new(&self.target, self.target.maps()?));
+        }
         match self.prepare(batch).and_then(|()| self.start(deadline)) {
             Ok(None) => self.converge(deadline),
             Ok(Some(hindrances)) => {
-                self.cancel()?;
+                self.cancel(deadline)?;
                 Ok(Standing::NotBegun(hindrances))
             }
             Err(e) => {
                 // What failed is what is to be reported, and the next run cancels again if this fails too.
-                if let Err(also) = self.cancel() {
+                if let Err(also) = self.cancel(deadline) {
                     tracing::warn!("the transition could not be cancelled: {also}");
                 }
                 Err(e)
@@ -157,7 +168,7 @@ impl Session {
         }
         self.was_entered |= !unclean.is_empty();
         self.step(Event::Started { pending: unclean })?;
-        if self.document.state.transition().is_none() {
+        if self.is_over() {
             self.settle(changes)?;
         }
         Ok(())
@@ -320,9 +331,10 @@ impl Session {
         self.step(Event::ThreadSwitched(key))
     }
 
-    /// The entries of a completed transition lead straight on, and its arena is given up.
+    /// The entries of a completed transition lead straight on, its `post_` callbacks run, and its arena is given up.
     fn finish(&mut self, changes: &[Change], deadline: Instant) -> Result<()> {
-        if self.document.arena.is_none() {
+        let due = matches!(self.document.state.due(), Due::Callback(_));
+        if self.document.arena.is_none() && !due {
             return Ok(());
         }
         if !self.is_settled(changes)? {
@@ -330,8 +342,17 @@ impl Session {
             self.settle(changes)?;
             self.let_go(stopped)?;
         }
+        if due {
+            self.commit()?;
+            self.run_callbacks(deadline)?;
+        }
         self.close_if_over();
         self.commit()
+    }
+
+    /// Whether every thread has switched: what is left are callbacks at most.
+    fn is_over(&self) -> bool {
+        self.document.state.transition().is_none_or(|transition| transition.phase() == Phase::Completing)
     }
 
     /// What a transition that is over, and settled, needed is nobody's any more.
@@ -382,7 +403,7 @@ impl Session {
             memory.write(arena.word, &[word])?;
         }
         self.step(Event::Reverse { patch: None, threads: unclean })?;
-        if self.document.state.transition().is_none() {
+        if self.is_over() {
             self.settle(&changes)?;
         }
         self.let_go(stopped)?;
@@ -397,6 +418,7 @@ impl Session {
         self.commit()?;
         self.complete_unproved()?;
         self.let_go(stopped)?;
+        self.run_callbacks(deadline)?;
         self.close_if_over();
         self.commit()
     }
@@ -433,7 +455,17 @@ impl Session {
         let phase = transition.phase();
         let begun = self.document.arena.is_some() && self.word()? & WORD_BEGUN != 0;
         if phase == Phase::Initializing && !begun {
-            return self.cancel();
+            // One that began has to be waited for, whatever comes after it.
+            self.run_callbacks(deadline)?;
+            return self.cancel(deadline);
+        }
+        if phase == Phase::Completing {
+            if self.document.arena.is_some() {
+                let stopped = self.stop_all_patiently(deadline)?;
+                self.complete_unproved()?;
+                self.let_go(stopped)?;
+            }
+            return self.finish(&[], deadline);
         }
         // Once the last thread is known to have switched, the state knows of no changes any more.
         let changes = self.document.state.changes();
@@ -441,15 +473,16 @@ impl Session {
         let reversed = self.word()? & WORD_SWAPPED != 0;
         self.was_entered = true;
         self.step(Event::Resumed { pending, reversed })?;
-        if self.document.state.transition().is_none() { self.finish(&changes, deadline) } else { Ok(()) }
+        if self.is_over() { self.finish(&changes, deadline) } else { Ok(()) }
     }
 
     /// Takes back a transition that has not begun: entries that lead to stubs, which still mean source, lead to the
     /// source again.
-    fn cancel(&mut self) -> Result<()> {
+    fn cancel(&mut self, deadline: Instant) -> Result<()> {
         let Some(transition) = self.document.state.transition() else {
             self.document.arena = None;
-            return Ok(());
+            self.forget_what_is_gone();
+            return self.commit();
         };
         if transition.phase() != Phase::Initializing {
             return Ok(());
@@ -466,6 +499,10 @@ impl Session {
         }
         self.step(Event::Reverse { patch: None, threads: BTreeSet::new() })?;
         self.document.arena = None;
+        if matches!(self.document.state.due(), Due::Callback(_)) {
+            self.commit()?;
+            self.run_callbacks(deadline)?;
+        }
         self.forget_what_is_gone();
         self.commit()
     }
@@ -488,11 +525,16 @@ impl Session {
         self.document.images.retain(|image| state.patch(image.patch).is_some());
         let used: Vec<_> = state.steady_all().into_iter().map(|(func, _)| func).collect();
         self.document.sites.retain(|site| used.contains(&site.func));
+        let images = &self.document.images;
+        if !images.iter().flat_map(|image| &image.objects).any(ImageObject::has_callbacks) {
+            self.document.call_area = None;
+        }
     }
 
     /// The keys of the transition that have not switched; `None` when it is over.
     fn pending(&self) -> Option<BTreeSet<ThreadId>> {
-        self.document.state.transition().map(|transition| transition.pending().clone())
+        let transition = self.document.state.transition().filter(|_| !self.is_over());
+        transition.map(|transition| transition.pending().clone())
     }
 
     fn pending_run_goal(&self) -> bool {
