@@ -2,7 +2,7 @@
 //!
 //! Each mapping is a piece of a memfd of its own, private, so that it is copied by fork like the program's own data, and so
 //! that its name is seen in the target's `maps`. It is made without any access at an address that must be free, and
-//! then its parts get theirs; nothing is ever writable and executable. Its contents are written from outside, through
+//! then its parts get theirs (code by being mapped over it, data by mprotect(2)); nothing is ever writable and executable. Its contents are written from outside, through
 //! `/proc/PID/mem`.
 
 use crate::maps::Maps;
@@ -155,13 +155,14 @@ fn munmap(addr: RemoteAddr, len: u64) -> Syscall {
 /// A failing call jumps to the undoing of what has been done: the descriptor of the mapping it belongs to if that is
 /// open, and then each mapping that is there, last first.
 fn map_program(requests: &[MapRequest]) -> (Vec<Syscall>, usize) {
-    // memfd_create, ftruncate, mmap, close, and an mprotect for each part.
+    // memfd_create, ftruncate, mmap, close, and an mmap or an mprotect for each part.
     let undo: usize = requests.iter().map(|r| 4 + r.parts.len()).sum();
     let count = requests.len();
-    // Undoing, for request i counted from the last: close, munmap. Closing goes on behind the munmap of its own request,
-    // which is not mapped yet.
-    let close_of = |i: usize| Next::Jump(undo + 2 * (count - 1 - i));
-    let unmap_of = |i: usize| Next::Jump(undo + 2 * (count - 1 - i) + 1);
+    // Undoing, for request i counted from the last: a close for what is not mapped yet, which goes on behind the munmap; a
+    // close, and the munmap.
+    let close_of = |i: usize| Next::Jump(undo + 3 * (count - 1 - i));
+    let close_mapped_of = |i: usize| Next::Jump(undo + 3 * (count - 1 - i) + 1);
+    let unmap_of = |i: usize| Next::Jump(undo + 3 * (count - 1 - i) + 2);
     let unmap_before = |i: usize| if i == 0 { Next::End } else { unmap_of(i - 1) };
     let mut calls = Vec::new();
     let mut fds = Vec::new();
@@ -174,12 +175,24 @@ fn map_program(requests: &[MapRequest]) -> (Vec<Syscall>, usize) {
         calls.push(Syscall::new("memfd_create", libc::SYS_memfd_create, create).on_error(unmap_before(i)));
         let truncate = vec![Arg::Result(fd), r.len.into()];
         calls.push(Syscall::new("ftruncate", libc::SYS_ftruncate, truncate).on_error(close_of(i)));
-        let flags = (libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE) as u64;
-        let none = libc::PROT_NONE as u64;
-        let mmap = vec![r.addr.0.into(), r.len.into(), none.into(), flags.into(), Arg::Result(fd), 0.into()];
-        calls.push(Syscall::new("mmap", libc::SYS_mmap, mmap).on_error(close_of(i)));
+        let mmap = |offset: u64, len: u64, prot: u64, place: i32| {
+            let flags = (libc::MAP_PRIVATE | place) as u64;
+            let addr = r.addr.0 + offset;
+            let args =
+                vec![addr.into(), len.into(), prot.into(), flags.into(), Arg::Result(fd), offset.into()];
+            Syscall::new("mmap", libc::SYS_mmap, args)
+        };
+        calls.push(mmap(0, r.len, libc::PROT_NONE as u64, libc::MAP_FIXED_NOREPLACE).on_error(close_of(i)));
+        // Code is mapped as such from the start: a process may have renounced making anything executable later
+        // (PR_SET_MDWE; MemoryDenyWriteExecute= of systemd).
+        let (code, data): (Vec<&Part>, Vec<&Part>) =
+            r.parts.iter().partition(|part| part.prot == Prot::ReadExec);
+        for part in code {
+            let call = mmap(part.offset, part.len, part.prot.bits(), libc::MAP_FIXED);
+            calls.push(call.on_error(close_mapped_of(i)));
+        }
         calls.push(Syscall::new("close", libc::SYS_close, vec![Arg::Result(fd)]).on_error(Next::Following));
-        for part in &r.parts {
+        for part in data {
             let protect = vec![(r.addr.0 + part.offset).into(), part.len.into(), part.prot.bits().into()];
             calls.push(Syscall::new("mprotect", libc::SYS_mprotect, protect).on_error(unmap_of(i)));
         }
@@ -192,8 +205,9 @@ fn map_program(requests: &[MapRequest]) -> (Vec<Syscall>, usize) {
     }
     for (i, r) in requests.iter().enumerate().rev() {
         let next = unmap_before(i);
-        let close = Syscall::new("close", libc::SYS_close, vec![Arg::Result(fds[i])]);
-        calls.push(close.then(next).on_error(next));
+        let close = || Syscall::new("close", libc::SYS_close, vec![Arg::Result(fds[i])]);
+        calls.push(close().then(next).on_error(next));
+        calls.push(close().on_error(Next::Following));
         calls.push(munmap(r.addr, r.len).then(next).on_error(next));
     }
     (calls, undo)

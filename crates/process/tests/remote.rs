@@ -82,15 +82,18 @@ fn all_or_nothing() {
     let e = map(&target, thread, &[first.clone(), taken.clone()]).unwrap_err();
     assert_eq!(e.to_string(), format!("mmap in process {} failed: File exists (os error 17)", running.pid()));
     assert_eq!(target.maps().unwrap(), maps_before);
-    let mut odd = first.clone();
-    odd.addr = odd.addr.offset(-0x10000);
-    odd.parts[1].offset = 17;
-    let e = map(&target, thread, &[first.clone(), odd]).unwrap_err();
-    assert_eq!(
-        e.to_string(),
-        format!("mprotect in process {} failed: Invalid argument (os error 22)", running.pid())
-    );
-    assert_eq!(target.maps().unwrap(), maps_before);
+    // Code is mapped while the descriptor is open, data gets its access when it is closed.
+    for (part, call) in [(Prot::ReadExec, "mmap"), (Prot::ReadWrite, "mprotect")] {
+        let mut odd = first.clone();
+        odd.addr = odd.addr.offset(-0x10000);
+        odd.parts.iter_mut().find(|p| p.prot == part).unwrap().offset = 17;
+        let e = map(&target, thread, &[first.clone(), odd]).unwrap_err();
+        assert_eq!(
+            e.to_string(),
+            format!("{call} in process {} failed: Invalid argument (os error 22)", running.pid())
+        );
+        assert_eq!(target.maps().unwrap(), maps_before);
+    }
     assert_eq!(descriptors(running.pid()), fds_before);
 }
 
