@@ -93,6 +93,8 @@ pub struct LinkedImage {
     pub objects: Vec<LinkedObject>,
     /// All its functions, sorted by address.
     pub symbols: Vec<ImageSymbol>,
+    /// All its variables that have a name.
+    pub variables: Vec<ImageSymbol>,
     /// The unwind tables (`.eh_frame`), ended by a zero word: address and size without that word.
     pub eh_frame: Option<(RemoteAddr, u64)>,
     /// What was found for each of [`PatchFile::imports`]; a missing weak symbol is `Address(0)`.
@@ -116,6 +118,7 @@ impl LinkedImage {
         imports: &[Resolution],
     ) -> Self {
         let mut symbols = Vec::new();
+        let mut variables = Vec::new();
         let mut parts: HashMap<String, Vec<ColdPart>> = HashMap::new();
         for (index, symbol) in (0u32..).zip(&patch.symbols) {
             let Place::Section { section, offset } = symbol.place else { continue };
@@ -125,6 +128,10 @@ impl LinkedImage {
                 (patch.sections[section as usize].part == Part::Text).then(|| part_of(&name)).flatten();
             if whole.is_some() || symbol.kind == SymbolKind::Func {
                 symbols.push(ImageSymbol { name: name.clone(), addr, size: symbol.size });
+            }
+            let in_text = patch.sections[section as usize].part == Part::Text;
+            if symbol.kind != SymbolKind::Func && !in_text && !name.is_empty() {
+                variables.push(ImageSymbol { name: name.clone(), addr, size: symbol.size });
             }
             if let Some(whole) = whole {
                 parts.entry(whole.to_string()).or_default().push(ColdPart { addr, size: symbol.size });
@@ -166,6 +173,7 @@ impl LinkedImage {
             patch: at.spot(patch.structures.patch),
             objects,
             symbols,
+            variables,
             eh_frame: patch.layout().eh_frame.map(|(offset, size)| (at.base.offset(offset as i64), size)),
             imports: imports.to_vec(),
         }

@@ -23,7 +23,7 @@ use crate::session::{Session, objects_of};
 use crate::target::{Target, read_text, status_field};
 use crate::threads::{Restart, StoppedThread, restart_code, settled_regs, stop_one};
 use crate::unwind;
-use crate::{Error, RemoteAddr, Result, Tid, seccomp, xstate};
+use crate::{Error, RemoteAddr, Result, Tid, runtime, seccomp, xstate};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use ugraft_core::{Call, CallbackKind, Due, Event as Step, ObjectPhase};
@@ -160,6 +160,7 @@ impl Session {
         self.was_entered = true;
         self.commit()?;
         let module = call.object.as_deref().map(|name| Module { state: module_state(call.phase), name });
+        runtime::tell_patches(target.memory(), &self.document, call.patch)?;
         let pointer = if module.is_some() { area.module() } else { RemoteAddr(0) };
         target.memory().write(argument.offset(OBJECT_MOD), &pointer.0.to_le_bytes())?;
         let errno_location = errno_location(&objects);

@@ -8,6 +8,7 @@
 use crate::call_area::CallArea;
 use crate::entry::Entry;
 use crate::pending::Capacity;
+use crate::runtime::Runtime;
 use crate::{Error, RemoteAddr, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -34,6 +35,8 @@ pub struct Document {
     pub arena: Option<Arena>,
     /// Where callbacks run, while a patch that has any is loaded.
     pub call_area: Option<CallArea>,
+    /// What patches call, while a patch is loaded that does.
+    pub runtime: Option<Runtime>,
     /// The callback that a thread was set to run, and whose result has not been taken.
     pub call: Option<RunningCall>,
     /// The number of the last callback that a thread was set to run.
@@ -60,6 +63,9 @@ pub struct Image {
     pub funcs: Vec<NewFunc>,
     /// All its functions, for backtraces.
     pub symbols: Vec<Symbol>,
+    /// Its `struct klp_patch`.
+    #[serde(default)]
+    pub structure: RemoteAddr,
     /// Its objects, with their callbacks.
     #[serde(default)]
     pub objects: Vec<ImageObject>,
@@ -208,7 +214,10 @@ impl Document {
     pub fn mappings(&self) -> impl Iterator<Item = &Range<RemoteAddr>> {
         let images = self.images.iter().flat_map(|image| &image.mappings);
         let arenas = self.arena.iter().flat_map(|arena| &arena.mappings);
-        images.chain(arenas).chain(self.call_area.iter().map(|area| &area.mapping))
+        images
+            .chain(arenas)
+            .chain(self.call_area.iter().map(|area| &area.mapping))
+            .chain(self.runtime.iter().map(|runtime| &runtime.mapping))
     }
 
     /// The image of a patch.

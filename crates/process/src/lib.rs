@@ -32,6 +32,7 @@ pub mod report;
 pub mod requests;
 pub mod resolve;
 pub mod rules;
+pub mod runtime;
 pub mod safe_point;
 pub mod scan;
 pub mod scope;

@@ -38,7 +38,7 @@ pub enum Level {
 }
 
 impl Level {
-    fn from_byte(byte: u8) -> Self {
+    pub(crate) fn from_byte(byte: u8) -> Self {
         match byte {
             0..=3 => Self::Err,
             4 => Self::Warn,

@@ -139,7 +139,8 @@ pub fn image(
 ) -> Result<Image> {
     let also: Vec<ObjectId> =
         desc.objects.iter().filter_map(|o| objects.find(o.name.as_deref()).ok()).map(|o| o.id()).collect();
-    let mut resolver = Resolver::new(objects, &also)?;
+    let runtime = document.runtime.as_ref().map(|runtime| &runtime.functions);
+    let mut resolver = Resolver::new(objects, &also)?.with(runtime.cloned().unwrap_or_default());
     let jumps = jumps(desc, document);
     let layout = patch.layout();
     let base = place(patch, &resolver, &jumps, batch)?.start;
@@ -162,6 +163,7 @@ pub fn image(
         mappings: vec![base..base.offset(layout.size as i64)],
         funcs: new_funcs(desc, &linked),
         symbols: symbols(&linked),
+        structure: linked.patch,
         objects: image_objects(desc, &linked),
         unwind: unwind_tables(&linked),
     };
@@ -303,7 +305,7 @@ fn symbols(linked: &LinkedImage) -> Vec<Symbol> {
     linked.symbols.iter().map(symbol).collect()
 }
 
-fn prot_of(part: Part) -> Prot {
+pub(crate) fn prot_of(part: Part) -> Prot {
     match part {
         Part::Text => Prot::ReadExec,
         Part::ReadOnly => Prot::Read,

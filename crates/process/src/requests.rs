@@ -13,7 +13,7 @@ use crate::report::Report;
 use crate::session::{Session, objects_of};
 use crate::stop::Hindrance;
 use crate::switch::Standing;
-use crate::{Error, Pid, RemoteAddr, Result, contexts, plan, resolvers, sharing};
+use crate::{Error, Pid, RemoteAddr, Result, contexts, plan, resolvers, runtime, sharing};
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -304,6 +304,9 @@ impl Session {
         let loaded = desc.funcs().filter(|f| self.document.state.is_loaded(f.object.as_deref()));
         let sites = plan::new_sites(&target, &maps, &objects, &self.document, loaded)?;
         self.document.sites.extend(sites);
+        if runtime::is_needed(patch) && self.document.runtime.is_none() {
+            self.document.runtime = Some(runtime::plan(&objects, &mut batch)?);
+        }
         let image = plan::image(id, patch, &desc, &objects, &self.document, &mut batch)?;
         self.document.images.push(image);
         if plan::has_callbacks(&desc) && self.document.call_area.is_none() {

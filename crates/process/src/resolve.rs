@@ -5,6 +5,7 @@ use crate::scope::{Scope, Value};
 use crate::symbols::SymbolError;
 use crate::{Error, RemoteAddr, Result};
 use object::elf;
+use std::collections::BTreeMap;
 use ugraft_image::{Import, KlpSymbol, Resolution, Resolve};
 
 /// Resolves symbols as the target's own loader would, and non-exported ones by object and position.
@@ -12,6 +13,8 @@ use ugraft_image::{Import, KlpSymbol, Resolution, Resolve};
 pub struct Resolver<'o, 't> {
     objects: &'o Objects<'t>,
     scope: Scope<'o, 't>,
+    /// Functions that come before the target's.
+    runtime: BTreeMap<String, RemoteAddr>,
 }
 
 impl<'o, 't> Resolver<'o, 't> {
@@ -20,11 +23,20 @@ impl<'o, 't> Resolver<'o, 't> {
     /// # Errors
     /// Where the target's memory cannot be read.
     pub fn new(objects: &'o Objects<'t>, also: &[ObjectId]) -> Result<Self> {
-        Ok(Self { objects, scope: objects.scope(also)? })
+        Ok(Self { objects, scope: objects.scope(also)?, runtime: BTreeMap::new() })
+    }
+
+    /// The same, with functions of our own that come before the target's.
+    #[must_use]
+    pub fn with(self, runtime: BTreeMap<String, RemoteAddr>) -> Self {
+        Self { runtime, ..self }
     }
 
     /// What the target says about `import`.
     pub fn resolve(&self, import: &Import) -> Resolution {
+        if let (None, Some(addr)) = (&import.klp, self.runtime.get(&import.name)) {
+            return Resolution::Address(*addr);
+        }
         let answer = match &import.klp {
             Some(klp) => self.by_position(klp),
             None => self.by_scope(import),

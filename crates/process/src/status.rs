@@ -51,7 +51,14 @@ pub fn status(pid: Pid) -> Result<Status> {
 pub fn log(pid: Pid) -> Result<Vec<Record>> {
     let target = Target::open(pid)?;
     let area = StateArea::find(target.memory(), &target.maps()?)?.ok_or(Error::NotPatched(pid))?;
-    LogRing::new(area.log_ring()).records(target.memory())
+    let mut records = LogRing::new(area.log_ring()).records(target.memory())?;
+    let document = Document::parse(&area.document(target.memory())?)?;
+    if let Some(runtime) = &document.runtime {
+        // Patches write a log of their own: both are one by their times.
+        records.extend(runtime.records(target.memory())?);
+        records.sort_by_key(|record| record.time_ns);
+    }
+    Ok(records)
 }
 
 /// The processes that have memory of ours, in the order of their ids. Those we may not look at are left out.

@@ -529,6 +529,9 @@ impl Session {
         if !images.iter().flat_map(|image| &image.objects).any(ImageObject::has_callbacks) {
             self.document.call_area = None;
         }
+        if self.document.state.patches().is_empty() {
+            self.document.runtime = None;
+        }
     }
 
     /// The keys of the transition that have not switched; `None` when it is over.

@@ -22,6 +22,8 @@
  *
  *	cc -O2 -fPIC -I sdk/include -c fix.c		gives fix.o, patch "fix"
  *
+ * <ugraft/log.h> has pr_info and the like, <ugraft/shadow.h> shadow variables and states.
+ *
  * The structures have the names and the field order of <linux/livepatch.h>. Fields marked "internal" belong to
  * ugraft and must be zero in the file. The header is C (gnu89 and later) and C++, for gcc and clang.
  */

@@ -1,0 +1,33 @@
+//! Compiles the code that runs in targets, `code/`, to one relocatable object, with the compiler that builds everything else.
+
+use std::env;
+use std::path::Path;
+use std::process::{Command, exit};
+
+fn main() {
+    println!("cargo::rerun-if-changed=code");
+    let variable = |name| env::var_os(name).unwrap_or_default();
+    let object = Path::new(&variable("OUT_DIR")).join("runtime.o");
+    let status = Command::new(variable("RUSTC"))
+        .args(["--edition", "2024", "--crate-type", "lib", "--crate-name", "ugraft_runtime_code"])
+        .args(["--emit", "obj", "-C", "opt-level=2", "-C", "codegen-units=1", "-C", "panic=abort"])
+        .args(["-C", "relocation-model=pic", "-C", "force-unwind-tables=yes", "-C", "debuginfo=0"])
+        .args(["-C", "overflow-checks=no", "-C", "debug-assertions=no"])
+        .arg("--target")
+        .arg(variable("TARGET"))
+        .arg("-o")
+        .arg(object)
+        .arg("code/object.rs")
+        .status();
+    match status {
+        Ok(status) if status.success() => {}
+        Ok(status) => {
+            println!("cargo::error=the code for targets does not compile: {status}");
+            exit(1);
+        }
+        Err(e) => {
+            println!("cargo::error=the compiler cannot be started: {e}");
+            exit(1);
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! What patches use inside the target: a log, shadow variables, states.
+//!
+//! The code itself is in `code/`; a build script compiles it to an object file, which this crate carries and which the
+//! tool links into a target like a patch when the first patch needs it. It uses nothing of the target: no allocator, no
+//! C library but the clock it is given, and it cannot panic.
+
+#[cfg(test)]
+#[path = "../code/runtime/mod.rs"]
+mod runtime;
+
+#[path = "../code/layout.rs"]
+pub mod layout;
+
+/// The object file, with the metadata of a patch that changes nothing.
+pub const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/runtime.o"));
+
+/// The functions that patches may call.
+pub const FUNCTIONS: &[&str] = &[
+    "ugraft_vprintk",
+    "klp_shadow_get",
+    "klp_shadow_alloc",
+    "klp_shadow_get_or_alloc",
+    "klp_shadow_free",
+    "klp_shadow_free_all",
+    "klp_get_state",
+    "klp_get_prev_state",
+];
+
+/// The variables that the tool reads and writes: see [`layout`].
+pub const LOG: &str = "ugraft_log";
+/// See [`LOG`].
+pub const PATCHES: &str = "ugraft_patches";
