@@ -62,8 +62,8 @@ pub struct MapRequest {
 /// Makes all the mappings, filled with zeros, or none.
 ///
 /// # Errors
-/// [`Error::RemoteCall`](crate::Error::RemoteCall) if a call failed in the target, which then has none of them;
-/// [`Error::FileSize`](crate::Error::FileSize) if one would kill it; otherwise as [`remote::run`](crate::remote::run).
+/// [`Error::RemoteCall`] if a call failed in the target, which then has none of them;
+/// [`Error::FileSize`] if one would kill it; otherwise as [`remote::run`](crate::remote::run).
 ///
 /// # Panics
 /// If a name contains a NUL byte or is longer than memfd_create(2) allows (249 bytes).
@@ -116,7 +116,7 @@ fn file_size_limit(limits: &str) -> Option<u64> {
 /// Removes mappings.
 ///
 /// # Errors
-/// [`Error::RemoteCall`](crate::Error::RemoteCall) if one could not be removed (the others are); otherwise as
+/// [`Error::RemoteCall`] if one could not be removed (the others are); otherwise as
 /// [`remote::run`](crate::remote::run).
 pub fn unmap(target: &Target, thread: &mut StoppedThread, ranges: &[Range<RemoteAddr>]) -> Result<()> {
     unmap_in(target, &target.maps()?, thread, ranges)
