@@ -14,7 +14,7 @@ use ugraft_process::check;
 use ugraft_process::log_ring::Level;
 use ugraft_process::report::Report;
 use ugraft_process::requests::Options;
-use ugraft_process::session::Session;
+use ugraft_process::session::{self, Session};
 use ugraft_process::status;
 use ugraft_process::{Error, Pid};
 
@@ -24,6 +24,7 @@ const FORCE_WITHIN: Duration = Duration::from_secs(10);
 /// `ugraft load FILE`
 pub fn load(args: &LoadArgs) -> Result<Outcome> {
     let patch = read_patch(&args.file)?;
+    let _prompt = session::prepare();
     let options = options(args.transition, args.ignore_order);
     let report = Session::open(pid(args.target))?.load(&patch, !args.disabled, options)?;
     let done = if args.disabled { "loaded, disabled" } else { "enabled" };
@@ -32,6 +33,7 @@ pub fn load(args: &LoadArgs) -> Result<Outcome> {
 
 /// `ugraft enable NAME`
 pub fn enable(args: &ChangeArgs) -> Result<Outcome> {
+    let _prompt = session::prepare();
     let options = options(args.transition, args.ignore_order);
     let report = Session::open(pid(args.target))?.enable(&args.name, options)?;
     Ok(changed(&report, "enabled"))
@@ -39,6 +41,7 @@ pub fn enable(args: &ChangeArgs) -> Result<Outcome> {
 
 /// `ugraft disable NAME`
 pub fn disable(args: &ChangeArgs) -> Result<Outcome> {
+    let _prompt = session::prepare();
     let options = options(args.transition, args.ignore_order);
     let report = Session::open(pid(args.target))?.disable(&args.name, options)?;
     Ok(changed(&report, "disabled"))

@@ -12,7 +12,9 @@ use args::{Cli, Command, OutputArgs};
 use clap::{CommandFactory, Parser};
 use output::Outcome;
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -70,8 +72,9 @@ fn run(command: Command, how: OutputArgs) -> anyhow::Result<Outcome> {
 
 /// Messages of the library: warnings always, each step with `-v`, everything with `-vv`.
 fn log_to_stderr(verbose: u8) {
-    let level = ["warn", "info", "debug", "trace"][usize::from(verbose).min(3)];
-    let filter = EnvFilter::new(format!("ugraft={level},ugraft_process={level}"));
-    let stderr = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    stderr.without_time().with_target(false).init();
+    let levels = [LevelFilter::WARN, LevelFilter::INFO, LevelFilter::DEBUG, LevelFilter::TRACE];
+    let level = levels[usize::from(verbose).min(3)];
+    let filter = Targets::new().with_target("ugraft", level).with_target("ugraft_process", level);
+    let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(stderr.without_time().with_target(false)).with(filter).init();
 }

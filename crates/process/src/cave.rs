@@ -141,20 +141,27 @@ impl Cave {
 /// # Errors
 /// [`Error::Memory`](crate::Error::Memory), [`Error::TargetGone`](crate::Error::TargetGone).
 pub fn clear_leftover(target: &Target, stopped: &StoppedProcess) -> Result<bool> {
-    let maps = target.maps()?;
+    clear(target, &filled(target, &target.maps()?), stopped)
+}
+
+/// The caves among `maps` that hold the code.
+pub(crate) fn filled(target: &Target, maps: &Maps) -> Vec<Cave> {
     let memory = target.memory();
+    let places = maps.iter().filter_map(|mapping| aligned_start(&slack(memory, maps, mapping)?));
+    let holds_code =
+        |addr: &RemoteAddr| memory.read_vec(*addr, code().len()).is_ok_and(|found| found == code());
+    places.filter(holds_code).map(|addr| Cave { addr, leftover: true }).collect()
+}
+
+/// [`clear_leftover`], with the caves already found.
+pub(crate) fn clear(target: &Target, filled: &[Cave], stopped: &StoppedProcess) -> Result<bool> {
+    let (memory, maps) = (target.memory(), target.maps()?);
     let mut left = false;
-    for mapping in &maps {
-        let Some(addr) = slack(memory, &maps, mapping).and_then(|slack| aligned_start(&slack)) else {
-            continue;
-        };
-        let cave = Cave { addr, leftover: true };
-        if memory.read_vec(addr, code().len()).is_ok_and(|found| found == code()) {
-            if stopped.threads().iter().any(|thread| leads_to(memory, &maps, thread, &cave.range())) {
-                left = true;
-            } else {
-                cave.clear(memory)?;
-            }
+    for cave in filled {
+        if stopped.threads().iter().any(|thread| leads_to(memory, &maps, thread, &cave.range())) {
+            left = true;
+        } else {
+            cave.clear(memory)?;
         }
     }
     Ok(left)

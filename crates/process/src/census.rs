@@ -37,10 +37,15 @@ impl Census {
         self.keys.iter().filter(|(_, k)| **k == key).map(|(tid, _)| *tid).collect()
     }
 
-    /// The threads of the target that are not known yet.
-    pub(crate) fn unknown(&self, target: &Target) -> Result<Vec<Tid>> {
+    /// The threads of the target that are not known yet; `None` if that cannot be said because threads are dying: a listing ends
+    /// early where one does.
+    pub(crate) fn unknown(&self, target: &Target) -> Result<Option<Vec<Tid>>> {
+        let listed = target.threads()?;
+        if listed != target.threads()? {
+            return Ok(None);
+        }
         let known = |tid: &Tid| self.keys.contains_key(tid) || self.keyless.contains(tid);
-        Ok(target.threads()?.into_iter().filter(|tid| !known(tid)).collect())
+        Ok(Some(listed.into_iter().filter(|tid| !known(tid)).collect()))
     }
 
     /// Adds a stopped thread.

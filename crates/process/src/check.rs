@@ -67,6 +67,7 @@ pub fn check(patch: &PatchFile, pid: Pid) -> Result<CheckReport> {
             problems.push(e.to_string());
         }
     };
+    note(plan::check_names(&desc, &objects));
     note(plan::check_build_ids(&desc, &objects));
     note(plan::check_ambiguity(patch, &objects));
     note(crate::sharing::check_not_shared(&target));
@@ -76,6 +77,7 @@ pub fn check(patch: &PatchFile, pid: Pid) -> Result<CheckReport> {
     let mut notes: Vec<_> = contexts::switcher(&objects).iter().map(ToString::to_string).collect();
     let mut funcs = Vec::new();
     let mut finder = Finder::new(target.memory(), &maps, &objects, &document.sites);
+    finder.expect(desc.funcs().count());
     for func in desc.funcs() {
         let (addr, ok, verdict) = if objects.find(func.object.as_deref()).is_err() {
             (None, true, "its object is not loaded".to_owned())

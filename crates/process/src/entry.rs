@@ -544,3 +544,8 @@ fn straddles(addr: RemoteAddr, len: usize) -> bool {
 fn overlap(a: &Range<RemoteAddr>, b: &Range<RemoteAddr>) -> bool {
     a.start < b.end && b.start < a.end
 }
+
+/// Builds the decoder's tables, which is done once in a process and otherwise when they are first needed.
+pub(crate) fn build_decoder_tables() {
+    let _: Instruction = Decoder::new(64, &[0x90], DecoderOptions::NONE).decode();
+}

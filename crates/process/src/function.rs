@@ -12,7 +12,7 @@
 //!   instructions). Where decoding fails, every offset is looked at as above.
 //! - Indirect jumps land at targets that a table lists. Tables that the function addresses by `lea` (offsets relative to the
 //!   table, from gcc and clang) or by a 32-bit address (pointers) are read where the caller has the object's read-only
-//!   data. Assumption for the rest: no landing pad of an exception and no computed `goto` lies in bytes 1 to 4 of
+//!   data, as the search for a function to be patched does. Assumption for the rest: no landing pad of an exception and no computed `goto` lies in bytes 1 to 4 of
 //!   a function.
 
 use crate::RemoteAddr;
@@ -27,6 +27,8 @@ pub(crate) const SYNC: i64 = 64;
 pub const NEARBY: i64 = 192;
 /// Most entries of a jump table that are looked at.
 const MAX_TABLE_ENTRIES: usize = 4096;
+/// More bytes of a jump table are not looked at.
+pub const MAX_TABLE_LEN: usize = MAX_TABLE_ENTRIES * 8;
 /// Longest x86 instruction, in bytes.
 pub(crate) const MAX_INSTRUCTION: usize = 15;
 
@@ -278,32 +280,53 @@ pub(crate) fn is_near_branch(instruction: &Instruction) -> bool {
     matches!(instruction.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64)
 }
 
+/// Where jump tables lie that a function with this body may use, and addresses that are none; empty if it makes no indirect
+/// jump.
+#[must_use]
+pub fn possible_tables(body: Text<'_>) -> Vec<RemoteAddr> {
+    let jumps = body.bytes.windows(2).any(|b| b[0] == 0xff && (b[1] >> 3) & 7 == 4);
+    if jumps { table_uses(body).map(|(table, _)| table).collect() } else { Vec::new() }
+}
+
+/// What a table holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TableKind {
+    /// 32-bit offsets from its start.
+    Offsets,
+    /// Pointers.
+    Pointers,
+}
+
+fn table_uses(body: Text<'_>) -> impl Iterator<Item = (RemoteAddr, TableKind)> {
+    body.bytes.windows(7).enumerate().filter_map(move |(i, b)| {
+        let field = i64::from(i32::from_le_bytes([b[3], b[4], b[5], b[6]]));
+        if b[0] & 0xf8 == 0x48 && b[1] == 0x8d && b[2] & 0xc7 == 0x05 {
+            // lea reg, [rip+table]
+            Some((body.addr.offset(i as i64 + 7 + field), TableKind::Offsets))
+        } else if b[0] == 0xff && b[1] == 0x24 && b[2] & 0xc7 == 0xc5 {
+            // jmp [table+reg*8]
+            Some((RemoteAddr(field as u64), TableKind::Pointers))
+        } else {
+            None
+        }
+    })
+}
+
 /// Jump tables that the function may use, where their bytes are at hand.
 fn jump_tables(f: &Function<'_>, hot: &Range<RemoteAddr>, found: &mut Vec<Intruder>) {
-    let body = f.text.clip(f.start..f.end());
-    for i in 0..body.bytes.len().saturating_sub(6) {
-        let b = &body.bytes[i..i + 7];
-        let field = i32::from_le_bytes([b[3], b[4], b[5], b[6]]);
-        if b[0] & 0xf8 == 0x48 && b[1] == 0x8d && b[2] & 0xc7 == 0x05 {
-            // lea reg, [rip+table]: 32-bit offsets from the table's start.
-            let table = body.addr.offset(i as i64 + 7 + i64::from(field));
-            for entry in entries::<4>(f, table) {
-                let to = table.offset(i64::from(i32::from_le_bytes(entry)));
-                if !near(f, to) {
-                    break;
-                }
-                note_table(hot, table, to, found);
-            }
-        } else if b[0] == 0xff && b[1] == 0x24 && b[2] & 0xc7 == 0xc5 {
-            // jmp [table+reg*8]: pointers.
-            let table = RemoteAddr(i64::from(field) as u64);
-            for entry in entries::<8>(f, table) {
-                let to = RemoteAddr(u64::from_le_bytes(entry));
-                if !near(f, to) {
-                    break;
-                }
-                note_table(hot, table, to, found);
-            }
+    for (table, kind) in table_uses(f.text.clip(f.start..f.end())) {
+        let targets: Vec<_> = match kind {
+            TableKind::Offsets => entries::<4>(f, table)
+                .map(|entry| table.offset(i64::from(i32::from_le_bytes(entry))))
+                .take_while(|to| near(f, *to))
+                .collect(),
+            TableKind::Pointers => entries::<8>(f, table)
+                .map(|entry| RemoteAddr(u64::from_le_bytes(entry)))
+                .take_while(|to| near(f, *to))
+                .collect(),
+        };
+        for to in targets {
+            note_table(hot, table, to, found);
         }
     }
 }

@@ -58,6 +58,7 @@ pub mod watch;
 
 mod census;
 mod contexts;
+mod crowd;
 mod describe;
 mod dynamic;
 mod exit_path;

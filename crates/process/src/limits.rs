@@ -10,8 +10,9 @@ pub const STOP_ROUNDS: usize = 100;
 /// [`POLL_MAX`].
 pub const POLL_MIN: Duration = Duration::from_micros(2);
 
-/// Longest pause between two looks.
-pub const POLL_MAX: Duration = Duration::from_micros(500);
+/// Longest pause between two looks. What is waited for comes within microseconds where processors are free, and a look too late is
+/// lost time for the threads that are stopped already.
+pub const POLL_MAX: Duration = Duration::from_micros(100);
 
 /// How long a thread that was killed may take to become reapable.
 pub const DEATH_WAIT: Duration = Duration::from_secs(2);

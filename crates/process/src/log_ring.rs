@@ -79,18 +79,39 @@ impl LogRing {
     /// # Errors
     /// [`crate::Error::Memory`] on a failed access.
     pub fn append(&self, memory: &Memory, level: Level, text: &str) -> Result<()> {
+        self.append_all(memory, &[(level, text.to_owned())])
+    }
+
+    /// Appends messages with the time of now, as many at once as there is room for.
+    ///
+    /// # Errors
+    /// As [`LogRing::append`].
+    pub fn append_all(&self, memory: &Memory, messages: &[(Level, String)]) -> Result<()> {
         let time_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
-        let record = encode(&Record { time_ns, level, text: cut(text).to_owned() });
-        let mut oldest = memory.read_u64(self.base)?;
-        let written = memory.read_u64(self.base.offset(8))?;
-        let end = written + record.len() as u64;
+        let mut records = Vec::new();
+        for (level, text) in messages {
+            let record = encode(&Record { time_ns, level: *level, text: cut(text).to_owned() });
+            if (records.len() + record.len()) as u64 > self.len {
+                self.append_records(memory, &std::mem::take(&mut records))?;
+            }
+            records.extend(record);
+        }
+        if records.is_empty() { Ok(()) } else { self.append_records(memory, &records) }
+    }
+
+    fn append_records(&self, memory: &Memory, records: &[u8]) -> Result<()> {
+        let mut header = [0; 16];
+        memory.read(self.base, &mut header)?;
+        let [mut oldest, written] =
+            [0, 8].map(|at| header[at..at + 8].try_into().map(u64::from_le_bytes).unwrap_or_default());
+        let end = written + records.len() as u64;
         if end - oldest > self.len {
             while end - oldest > self.len {
                 oldest += self.record_len(memory, oldest)?.unwrap_or(written - oldest);
             }
             memory.write(self.base, &oldest.to_le_bytes())?;
         }
-        self.write_at(memory, written, &record)?;
+        self.write_at(memory, written, records)?;
         memory.write(self.base.offset(8), &end.to_le_bytes())
     }
 

@@ -7,7 +7,7 @@
 
 use crate::maps::Maps;
 use crate::remote::{Arg, Next, Syscall, call_error, run_in};
-use crate::target::Target;
+use crate::target::{Target, read_text};
 use crate::threads::StoppedThread;
 use crate::{Error, RemoteAddr, Result};
 use std::ffi::CString;
@@ -99,7 +99,7 @@ pub fn map_in(
 /// killed by SIGXFSZ (setrlimit(2)).
 fn check_file_size(target: &Target, requests: &[MapRequest]) -> Result<()> {
     let path = format!("/proc/{}/limits", target.pid());
-    let text = std::fs::read_to_string(&path).map_err(|source| Error::Proc { path, source })?;
+    let text = read_text(&path).map_err(|source| Error::Proc { path, source })?;
     let limit = file_size_limit(&text).unwrap_or(u64::MAX);
     match requests.iter().map(|request| request.len).max() {
         Some(needed) if needed > limit => Err(Error::FileSize { pid: target.pid(), limit, needed }),

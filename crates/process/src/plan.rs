@@ -7,6 +7,7 @@ use crate::maps::Maps;
 use crate::objects::{ObjectId, Objects};
 use crate::resolve::Resolver;
 use crate::site::Finder;
+use crate::symbols::SymbolError;
 use crate::target::Target;
 use crate::{RemoteAddr, Result, trampoline};
 use std::ops::Range;
@@ -80,6 +81,19 @@ pub fn check_build_ids(desc: &PatchDesc, objects: &Objects<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Refuses objects that are named as the main executable is, and would be waited for in vain.
+///
+/// # Errors
+/// [`crate::Error::Symbol`].
+pub fn check_names(desc: &PatchDesc, objects: &Objects<'_>) -> Result<()> {
+    let names = desc.objects.iter().filter_map(|object| object.name.as_deref());
+    let misnamed = |name: &&str| objects.main().is_called(name) && objects.find(Some(name)).is_err();
+    match names.into_iter().find(misnamed) {
+        Some(name) => Err(SymbolError::MainByName { object: name.to_owned() }.into()),
+        None => Ok(()),
+    }
+}
+
 /// Refuses names without a position that several functions of a loaded object bear. The description cannot tell: there,
 /// no position is the first one.
 ///
@@ -116,6 +130,8 @@ pub fn new_sites(
 ) -> Result<Vec<Site>> {
     let mut finder = Finder::new(target.memory(), maps, objects, &document.sites);
     let mut sites: Vec<Site> = Vec::new();
+    let funcs: Vec<_> = funcs.collect();
+    finder.expect(funcs.len());
     for func in funcs {
         if document.site(&func).is_none() && !sites.iter().any(|site| site.func == func) {
             sites.push(finder.find(&func)?);

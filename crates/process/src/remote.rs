@@ -291,15 +291,22 @@ pub fn choose<'a>(
 pub fn stop_suitable(target: &Target, maps: &Maps, within: Duration) -> Result<StoppedThread> {
     let deadline = Instant::now() + within;
     let mut failure = Error::CannotRun { pid: target.pid(), why: Unsuitable::NoThreads };
-    let (mut sleeping, mut running) = (Vec::new(), Vec::new());
-    for tid in target.threads()? {
-        match target.thread_stat(tid)? {
-            Some(stat) if matches!(stat.state, 'S' | 'T') => sleeping.push(tid),
-            Some(_) => running.push(tid),
-            None => {}
-        }
-    }
-    for tid in sleeping.into_iter().chain(running) {
+    let mut running = Vec::new();
+    let mut listed = target.threads()?.into_iter();
+    loop {
+        // Most often the first one sleeps.
+        let tid = match listed.next() {
+            Some(tid) => match target.thread_stat(tid)? {
+                Some(stat) if matches!(stat.state, 'S' | 'T') => tid,
+                Some(_) => {
+                    running.push(tid);
+                    continue;
+                }
+                None => continue,
+            },
+            None if running.is_empty() => break,
+            None => running.remove(0),
+        };
         // One that does not stop must not use up the time of those that do.
         let left = deadline.saturating_duration_since(Instant::now()) / 4;
         match stop_one(target, tid, left) {

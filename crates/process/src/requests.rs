@@ -9,12 +9,12 @@ use crate::call_area::{CALL_AREA_LEN, CallArea};
 use crate::document::Document;
 use crate::entry::Installed;
 use crate::objects::{Objects, Role};
+use crate::priority::Prompt;
 use crate::report::Report;
-use crate::session::{Session, objects_of};
+use crate::session::{Session, objects_among};
 use crate::stop::Hindrance;
 use crate::switch::Standing;
-use crate::{Error, Pid, RemoteAddr, Result, contexts, plan, resolvers, runtime, sharing};
-use std::ops::Range;
+use crate::{Error, Pid, Result, contexts, plan, resolvers, runtime, sharing};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use ugraft_core::{AlreadySo, Due, Event, Life, Refusal};
@@ -42,6 +42,7 @@ impl Session {
     /// # Errors
     /// The reason why not; the target is as before.
     pub fn load(&mut self, patch: &PatchFile, enable: bool, options: Options) -> Result<Report> {
+        let _prompt = Prompt::begin();
         let name = patch.metadata().name.clone();
         self.take_up(options)?;
         self.attempt(|session| session.load_fresh(patch, enable, options), &name, options)
@@ -52,6 +53,7 @@ impl Session {
     /// # Errors
     /// As [`Session::load`].
     pub fn enable(&mut self, name: &str, options: Options) -> Result<Report> {
+        let _prompt = Prompt::begin();
         self.take_up(options)?;
         self.require_patched()?;
         let event = Event::Enable { patch: name.to_owned(), ignore_order: options.ignore_order };
@@ -63,6 +65,7 @@ impl Session {
     /// # Errors
     /// As [`Session::load`].
     pub fn disable(&mut self, name: &str, options: Options) -> Result<Report> {
+        let _prompt = Prompt::begin();
         self.take_up(options)?;
         self.require_patched()?;
         let event = Event::Disable { patch: name.to_owned(), ignore_order: options.ignore_order };
@@ -74,6 +77,7 @@ impl Session {
     /// # Errors
     /// As [`Session::load`].
     pub fn unload(&mut self, name: &str, options: Options) -> Result<Report> {
+        let _prompt = Prompt::begin();
         self.take_up(options)?;
         self.require_patched()?;
         self.attempt(
@@ -81,7 +85,8 @@ impl Session {
                 session.step(Event::Unload { patch: name.to_owned() })?;
                 session.forget_what_is_gone();
                 session.was_entered = true;
-                Ok(Batch::new(Ground::new(&session.target, session.target.maps()?)))
+                let maps = session.recent_maps()?;
+                Ok(Batch::new(Ground::new(&session.target, maps)))
             },
             name,
             options,
@@ -127,6 +132,7 @@ impl Session {
     /// # Errors
     /// [`Error::InTransition`] where it does not complete in the time given.
     pub fn reverse(&mut self, options: Options) -> Result<Report> {
+        let _prompt = Prompt::begin();
         self.require_patched()?;
         let name = self.in_transition()?;
         let deadline = Instant::now() + options.timeout;
@@ -146,6 +152,7 @@ impl Session {
     /// # Errors
     /// [`Error::Refused`] where there is none.
     pub fn force(&mut self, options: Options) -> Result<Report> {
+        let _prompt = Prompt::begin();
         self.require_patched()?;
         let name = self.in_transition()?;
         let forced_before = self.forced();
@@ -242,7 +249,6 @@ impl Session {
     }
 
     fn carry_out(&mut self, mut batch: Batch, name: &str, before: &Document, options: Options) -> Result<()> {
-        self.made_here = batch_ranges(&batch);
         if self.document.state.transition().is_none() {
             return self.install(batch).inspect_err(|_| self.document = before.clone());
         }
@@ -284,9 +290,11 @@ impl Session {
     fn load_fresh(&mut self, patch: &PatchFile, enable: bool, options: Options) -> Result<Batch> {
         let target = Rc::clone(&self.target);
         sharing::check_not_shared(&target)?;
-        let (maps, objects) = objects_of(&target)?;
+        let maps = self.recent_maps()?;
+        let objects = objects_among(&target, &maps)?;
         self.check_undisturbed()?;
         let desc = plan::describe(patch, &objects);
+        plan::check_names(&desc, &objects)?;
         plan::check_build_ids(&desc, &objects)?;
         plan::check_ambiguity(patch, &objects)?;
         self.note_objects(&objects)?;
@@ -327,7 +335,8 @@ impl Session {
     fn change(&mut self, event: Event, name: &str, options: Options) -> Result<Batch> {
         let target = Rc::clone(&self.target);
         sharing::check_not_shared(&target)?;
-        let (maps, objects) = objects_of(&target)?;
+        let maps = self.recent_maps()?;
+        let objects = objects_among(&target, &maps)?;
         self.check_undisturbed()?;
         self.note_objects(&objects)?;
         self.note_contexts(&objects, options);
@@ -425,8 +434,4 @@ impl Session {
             notes: self.notes.clone(),
         }
     }
-}
-
-fn batch_ranges(batch: &Batch) -> Vec<Range<RemoteAddr>> {
-    batch.requests.iter().map(|r| r.addr..r.addr.offset(r.len as i64)).collect()
 }

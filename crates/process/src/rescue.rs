@@ -56,6 +56,11 @@ impl Drop for Attaching {
     }
 }
 
+/// Whether threads are traced now that an exec would wait for. While there are none, attaching to one cannot deadlock.
+pub(crate) fn holds_any() -> bool {
+    with(|watched| !watched.tids.is_empty())
+}
+
 /// Takes note of a thread that was attached to.
 pub(crate) fn attached(pid: Pid, tid: Tid) {
     if pid.0 != tid.0 {

@@ -10,13 +10,14 @@ use crate::log_ring::{self, LogRing};
 use crate::mapping::{self, MapRequest, Part, Prot};
 use crate::maps::Maps;
 use crate::objects::Objects;
+use crate::priority::Prompt;
 use crate::remote;
 use crate::report::Cost;
 use crate::stacks::Prover;
 use crate::state_area::{AREA_LEN, AREA_NAME, StateArea};
 use crate::target::Target;
-use crate::threads::StoppedThread;
-use crate::{Error, Pid, RemoteAddr, Result};
+use crate::threads::{self, StoppedThread};
+use crate::{Error, Pid, RemoteAddr, Result, crowd, entry};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -27,6 +28,8 @@ use ugraft_core::{Effect, Event, Level};
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 /// Pause between searches.
 const PAUSE: Duration = Duration::from_millis(2);
+/// For how long mappings that were read count as [recent](Session::recent_maps).
+const RECENT: Duration = Duration::from_millis(50);
 
 /// One run of the tool at work on one target.
 #[derive(Debug)]
@@ -50,6 +53,8 @@ pub struct Session {
     /// What went wrong in a callback of the request at hand.
     pub(crate) trouble: Option<Error>,
     messages: Vec<(log_ring::Level, String)>,
+    /// See [`Session::recent_maps`].
+    pub(crate) maps: Option<(Instant, Maps)>,
     began: Instant,
     _lock: Lock,
 }
@@ -63,7 +68,8 @@ impl Session {
         let began = Instant::now();
         let target = Target::open(pid)?;
         let lock = Lock::take(pid)?;
-        let area = StateArea::find(target.memory(), &target.maps()?)?;
+        let maps = target.maps()?;
+        let area = StateArea::find(target.memory(), &maps)?;
         let document = match &area {
             Some(area) => Document::parse(&area.document(target.memory())?)?,
             None => Document::default(),
@@ -83,6 +89,7 @@ impl Session {
             resolvers: Vec::new(),
             trouble: None,
             messages: Vec::new(),
+            maps: Some((Instant::now(), maps)),
             began,
             _lock: lock,
         })
@@ -98,6 +105,17 @@ impl Session {
     #[must_use]
     pub fn target(&self) -> &Target {
         &self.target
+    }
+
+    /// The target's mappings as of a moment ago; those that this run has made since may be missing. Reading them takes longer
+    /// than most that is done with them.
+    pub(crate) fn recent_maps(&mut self) -> Result<Maps> {
+        if let Some((_, maps)) = self.maps.as_ref().filter(|(read, _)| read.elapsed() < RECENT) {
+            return Ok(maps.clone());
+        }
+        let maps = self.target.maps()?;
+        self.maps = Some((Instant::now(), maps.clone()));
+        Ok(maps)
     }
 
     /// Whether the target has patches.
@@ -136,11 +154,11 @@ impl Session {
         self.document.format = document::FORMAT;
         self.document.tool = concat!("ugraft ", env!("CARGO_PKG_VERSION")).to_owned();
         area.commit(memory, &self.document.to_bytes())?;
-        let ring = LogRing::new(area.log_ring());
-        for (level, text) in self.messages.drain(..) {
+        for (_, text) in &self.messages {
             tracing::debug!("{text}");
-            ring.append(memory, level, &text)?;
         }
+        LogRing::new(area.log_ring()).append_all(memory, &self.messages)?;
+        self.messages.clear();
         Ok(())
     }
 
@@ -166,6 +184,7 @@ impl Session {
             let parts = vec![Part { offset: 0, len: AREA_LEN, prot: Prot::Read }];
             batch.requests.push(MapRequest { name: AREA_NAME.to_owned(), addr, len: AREA_LEN, parts });
         }
+        self.made_here = batch.requests.iter().map(|r| r.addr..r.addr.offset(r.len as i64)).collect();
         if !batch.requests.is_empty() {
             self.on_some_thread(|target, maps, thread| {
                 mapping::map_in(target, maps, thread, &batch.requests)
@@ -182,23 +201,40 @@ impl Session {
 
     /// Gives mappings of ours back, in one go.
     pub(crate) fn unmap(&mut self, ranges: &[Range<RemoteAddr>]) -> Result<()> {
-        self.on_some_thread(|target, maps, thread| mapping::unmap_in(target, maps, thread, ranges))
+        self.on_some_thread(|target, maps, thread| mapping::unmap_in(target, maps, thread, ranges))?;
+        self.maps = None;
+        Ok(())
     }
 
-    /// Has some thread that can run system calls for us do so, while the others run on. Tries again for a while where none
-    /// can at the moment; one may still be busy with what a killed run of the tool had it do.
+    /// Has some thread that can run system calls for us do so, while the others run on, or wait where they would keep it from
+    /// its processor. Tries again for a while where none can at the moment; one may still be busy with what a killed run of
+    /// the tool had it do.
     fn on_some_thread(
         &mut self,
         work: impl Fn(&Target, &Maps, &mut StoppedThread) -> Result<()>,
     ) -> Result<()> {
         let deadline = Instant::now() + STOP_WITHIN;
         loop {
-            let maps = self.target.maps()?;
-            let done = remote::stop_suitable(&self.target, &maps, STOP_WITHIN).and_then(|mut thread| {
-                let done = work(&self.target, &maps, &mut thread);
-                self.let_go_one(thread)?;
-                done
-            });
+            let maps = self.recent_maps()?;
+            // Where one thread does not stop, another may.
+            let all = match crowd::is_crowded(&self.target)? {
+                true => threads::stop_all(&self.target, STOP_WITHIN / 4).ok(),
+                false => None,
+            };
+            let done = match all {
+                Some(mut stopped) => {
+                    let thread = remote::choose(&self.target, &maps, &mut stopped);
+                    let done = thread.and_then(|thread| work(&self.target, &maps, thread));
+                    self.let_go(stopped)?;
+                    done
+                }
+                None => remote::stop_suitable(&self.target, &maps, STOP_WITHIN).and_then(|mut thread| {
+                    let done = work(&self.target, &maps, &mut thread);
+                    self.let_go_one(thread)?;
+                    done
+                }),
+            };
+            self.maps.take_if(|_| done.is_err());
             match done {
                 Err(Error::CannotRun { .. } | Error::CannotStop { .. }) if Instant::now() < deadline => {
                     std::thread::sleep(PAUSE);
@@ -209,17 +245,33 @@ impl Session {
     }
 }
 
+/// To be called as early as there is a request that changes a target, and held: raises the priority of the calling thread, and
+/// has another one build the tables of the instruction decoder, which take as long as all else before the first write.
+/// Without it everything works as well, and takes longer.
+#[must_use]
+pub fn prepare() -> Prompt {
+    let prompt = Prompt::begin();
+    // With no thread to be had, whoever needs the tables first builds them.
+    drop(std::thread::Builder::new().name("tables".to_owned()).spawn(entry::build_decoder_tables));
+    prompt
+}
+
 /// The target's mappings and objects at this moment.
 pub(crate) fn objects_of(target: &Target) -> Result<(Maps, Objects<'_>)> {
     let maps = target.maps()?;
+    let objects = objects_among(target, &maps)?;
+    Ok((maps, objects))
+}
+
+/// The target's objects, with its mappings already read.
+pub fn objects_among<'t>(target: &'t Target, maps: &Maps) -> Result<Objects<'t>> {
     let auxv: Vec<u8> = target
         .auxv()?
         .into_iter()
         .flat_map(|(key, value)| [key.to_le_bytes(), value.to_le_bytes()].concat())
         .collect();
     let proc_dir = PathBuf::from(format!("/proc/{}", target.pid()));
-    let objects = Objects::read(target.memory(), &maps, &auxv, &proc_dir)?;
-    Ok((maps, objects))
+    Objects::read(target.memory(), maps, &auxv, &proc_dir)
 }
 
 fn level_of(level: Level) -> log_ring::Level {

@@ -2,6 +2,8 @@
 //! the next under the same id.
 
 use crate::{Error, Pid, RemoteAddr, Result, Tid};
+use rustix::fs::{Mode, OFlags};
+use std::fs::File;
 use std::io::{self, Read};
 
 /// `PF_KTHREAD` (`include/linux/sched.h`): a kernel thread.
@@ -41,11 +43,24 @@ impl ThreadStat {
     /// [`Error::Proc`] if procfs cannot be read.
     pub fn read(pid: Pid, tid: Tid) -> Result<Option<Self>> {
         let path = format!("/proc/{pid}/task/{tid}/stat");
+        Self::of_file(File::open(&path), path)
+    }
+
+    /// The same, of an open `/proc/PID/task`.
+    ///
+    /// # Errors
+    /// As [`ThreadStat::read`].
+    pub(crate) fn read_in(tasks: &File, pid: Pid, tid: Tid) -> Result<Option<Self>> {
+        let path = format!("{tid}/stat");
+        let file = rustix::fs::openat(tasks, &path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        Self::of_file(file.map(File::from).map_err(io::Error::from), format!("/proc/{pid}/task/{path}"))
+    }
+
+    fn of_file(file: io::Result<File>, path: String) -> Result<Option<Self>> {
         // One line, far shorter than this. One read gives it whole; asking for more costs as much again, and this is
         // done for every thread before a stop.
         let mut buf = [0; 1024];
-        let read = std::fs::File::open(&path).and_then(|mut file| file.read(&mut buf));
-        match read {
+        match file.and_then(|mut file| file.read(&mut buf)) {
             Ok(len) => match Self::parse(&String::from_utf8_lossy(&buf[..len])) {
                 Some(stat) => Ok(Some(stat)),
                 // The file of a thread that is reaped between open and read is empty.

@@ -5,7 +5,8 @@ use crate::stacks::Blocker;
 use crate::suspended::MemoryHit;
 use crate::threads::{self, Release, StoppedProcess, StoppedThread, Unstoppable};
 use crate::watch::WatchRange;
-use crate::{Error, Result, Tid};
+use crate::{Error, RemoteAddr, Result, Tid, crowd, mapping, remote};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// The longest that one attempt to stop may take before everything is let go again.
@@ -65,6 +66,42 @@ impl Session {
         let report = stopped.resume()?;
         self.cost.add_stop(report.threads, report.total, report.longest);
         Ok(())
+    }
+
+    /// Lets all threads run on, and has one of them remove `ranges` on the way: it alone waits for that, or all do where
+    /// they would keep it from its processor. Before that the document is committed, which does not name the ranges any
+    /// more. False if no thread could do it now.
+    pub(crate) fn let_go_and_unmap(
+        &mut self,
+        mut stopped: StoppedProcess,
+        ranges: &[Range<RemoteAddr>],
+    ) -> Result<bool> {
+        let maps = self.recent_maps()?;
+        let asleep = stopped.threads().iter().position(|thread| thread.blocked_call().is_some());
+        let awake = stopped.threads().iter().filter(|thread| thread.blocked_call().is_none()).count();
+        let done = match asleep.filter(|_| !crowd::fills_processors(awake)) {
+            Some(asleep) => {
+                let (mut thread, report) = stopped.resume_but(asleep)?;
+                self.cost.add_stop(report.threads, report.total, report.longest);
+                self.commit()?;
+                let done = mapping::unmap_in(&self.target, &maps, &mut thread, ranges);
+                self.let_go_one(thread)?;
+                done
+            }
+            None => {
+                self.commit()?;
+                let thread = remote::choose(&self.target, &maps, &mut stopped);
+                let done = thread.and_then(|thread| mapping::unmap_in(&self.target, &maps, thread, ranges));
+                self.let_go(stopped)?;
+                done
+            }
+        };
+        self.maps = None;
+        match done {
+            Ok(()) => Ok(true),
+            Err(Error::CannotRun { .. } | Error::CannotStop { .. }) => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// Lets one thread run on.

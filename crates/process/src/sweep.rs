@@ -10,6 +10,7 @@ use crate::look::{Looker, mapping_watch};
 use crate::maps::{Mapping, Maps};
 use crate::session::Session;
 use crate::state_area;
+use crate::threads::StoppedProcess;
 use crate::{RemoteAddr, Result};
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -32,14 +33,22 @@ impl Session {
             }
             // What no thread has ever been led to needs no look.
             let untouched = !self.was_entered && left.iter().all(|range| self.made_here.contains(range));
-            if untouched || self.nobody_in(&left, maps, deadline)? {
+            let stopped = match untouched {
+                true => None,
+                false => self.nobody_in(&left, maps, deadline)?,
+            };
+            if untouched || stopped.is_some() {
                 let mut ranges = left;
                 if self.document.is_empty()
                     && let Some(area) = self.area.take()
                 {
                     ranges.push(area.range());
                 }
-                return self.unmap(&ranges);
+                let done = match stopped {
+                    Some(stopped) => self.let_go_and_unmap(stopped, &ranges)?,
+                    None => false,
+                };
+                return if done { Ok(()) } else { self.unmap(&ranges) };
             }
             if Instant::now() + pause >= deadline {
                 let bytes: u64 = left.iter().map(|r| r.end.0 - r.start.0).sum();
@@ -53,10 +62,16 @@ impl Session {
         }
     }
 
-    /// Whether no stack refers to the ranges.
-    fn nobody_in(&mut self, ranges: &[Range<RemoteAddr>], maps: Maps, deadline: Instant) -> Result<bool> {
+    /// All threads, stopped, if no stack refers to the ranges.
+    fn nobody_in(
+        &mut self,
+        ranges: &[Range<RemoteAddr>],
+        maps: Maps,
+        deadline: Instant,
+    ) -> Result<Option<StoppedProcess>> {
         let watch = mapping_watch(ranges);
-        let Ok(stopped) = self.stop_all(deadline)? else { return Ok(false) };
+        let filled = cave::filled(&self.target, &maps);
+        let Ok(stopped) = self.stop_all(deadline)? else { return Ok(None) };
         let mut looker = Looker::new(&self.target, &mut self.prover, maps);
         let mut nobody = true;
         for thread in stopped.threads() {
@@ -66,9 +81,14 @@ impl Session {
             }
         }
         // With everything stopped is the time to take off what a killed tool left in the text.
-        cave::clear_leftover(&self.target, &stopped)?;
+        if !filled.is_empty() {
+            cave::clear(&self.target, &filled, &stopped)?;
+        }
+        if nobody {
+            return Ok(Some(stopped));
+        }
         self.let_go(stopped)?;
-        Ok(nobody)
+        Ok(None)
     }
 
     /// The state area alone is left, and nothing to know.
@@ -82,8 +102,8 @@ impl Session {
     }
 
     /// Whether there is anything to give back.
-    pub(crate) fn has_left_overs(&self) -> Result<bool> {
-        let maps = self.target.maps()?;
+    pub(crate) fn has_left_overs(&mut self) -> Result<bool> {
+        let maps = self.recent_maps()?;
         Ok(!self.left_over(&maps).is_empty() || (self.area.is_some() && self.document.is_empty()))
     }
 

@@ -105,7 +105,7 @@ impl Session {
         let install = install_watch(&self.document, &changes);
         let mut pause = BACKOFF_MIN;
         loop {
-            let maps = self.target.maps()?;
+            let maps = self.recent_maps()?;
             let watch = side_watch(&self.document, &maps, &changes, false)?;
             let obstacles = match self.stop_all(deadline)? {
                 Err(unstoppable) => vec![unstoppable],
@@ -125,9 +125,7 @@ impl Session {
                     }
                     if obstacles.is_empty() {
                         self.begin(&changes, unclean)?;
-                        self.let_go(stopped)?;
-                        self.close_if_over();
-                        return self.commit().map(|()| None);
+                        return self.let_go_begun(stopped).map(|()| None);
                     }
                     self.let_go(stopped)?;
                     obstacles
@@ -156,6 +154,8 @@ impl Session {
 
     /// The begin, with all threads stopped: those whose keys are `unclean` are pending, all others switch at once.
     fn begin(&mut self, changes: &[Change], unclean: BTreeSet<ThreadId>) -> Result<()> {
+        // What follows leads threads into the arena, unless it is done to its end before they run.
+        let entered_before = std::mem::replace(&mut self.was_entered, true);
         if let Some(arena) = self.document.arena.clone() {
             if !unclean.is_empty() {
                 let table = PendingTable::build(unclean.iter().map(|key| key.0), arena.capacity()?)?;
@@ -166,12 +166,26 @@ impl Session {
             }
             self.target.memory().write(arena.word, &[WORD_BEGUN])?;
         }
-        self.was_entered |= !unclean.is_empty();
         self.step(Event::Started { pending: unclean })?;
         if self.is_over() {
             self.settle(changes)?;
+            self.was_entered = entered_before;
         }
         Ok(())
+    }
+
+    /// Lets the threads go after a begin. If that was the end as well, no thread has been in a stub, and what the transition
+    /// needed is given back at once.
+    fn let_go_begun(&mut self, stopped: StoppedProcess) -> Result<()> {
+        let needed = self.document.arena.as_ref().map(|arena| arena.mappings.clone()).unwrap_or_default();
+        self.close_if_over();
+        if self.document.arena.is_none() && !self.was_entered && !needed.is_empty() {
+            // What could not be given back now, the sweep will.
+            self.let_go_and_unmap(stopped, &needed).map(drop)
+        } else {
+            self.let_go(stopped)?;
+            self.commit()
+        }
     }
 
     /// Leads the entry of a changing function to its stub.
@@ -273,7 +287,8 @@ impl Session {
 
     /// Whether one thread only has `key`, those included that the census does not know yet.
     fn holds_alone(&mut self, key: ThreadId, census: &mut Census) -> Result<bool> {
-        for tid in census.unknown(&self.target)? {
+        let Some(unknown) = census.unknown(&self.target)? else { return Ok(false) };
+        for tid in unknown {
             match self.stop_one(tid)? {
                 Ok(Some(thread)) => {
                     census.add(&thread);

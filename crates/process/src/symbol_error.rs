@@ -18,6 +18,14 @@ pub enum SymbolError {
         /// The name asked for.
         object: String,
     },
+    /// The name is that of the main executable, which a patch does not name.
+    #[error(
+        "{object} is the target's main executable, which a patch means by no name: leave out .name of its klp_object"
+    )]
+    MainByName {
+        /// The name asked for.
+        object: String,
+    },
     /// Two different objects bear the name.
     #[error("{object} names several loaded objects: {}", paths.join(", "))]
     AmbiguousObject {

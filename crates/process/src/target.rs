@@ -6,10 +6,14 @@
 use crate::maps::Maps;
 use crate::memory::Memory;
 use crate::stat::{ThreadStat, gone};
-use crate::{Error, Pid, RemoteAddr, Result, Tid};
+use crate::{Error, Pid, RemoteAddr, Result, Tid, stub};
+use rustix::fs::{Mode, OFlags, RawDir};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
+use std::mem::MaybeUninit;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 /// Why a process that exists cannot be a target.
@@ -56,6 +60,12 @@ pub struct Target {
     pid: Pid,
     identity: Identity,
     memory: Memory,
+    /// Its `maps`, of the address space that `memory` is of.
+    maps: File,
+    /// Its `/proc/PID/task`.
+    tasks: File,
+    /// A thread that was alive when last asked.
+    live: AtomicI32,
     start_brk: RemoteAddr,
 }
 
@@ -97,8 +107,12 @@ impl Target {
         }
         // The first thread may have left by pthread_exit while others run on: then what belongs to the process as a
         // whole is reached through one of those.
-        let (live, stat) = live_thread(pid)?.ok_or_else(|| unfit(Unfit::Zombie))?;
-        if let Some((tracer, comm)) = tracer_of(pid, live)? {
+        let (live, stat) = match first.is_dead() {
+            false => (Tid(pid.0), first),
+            true => live_thread(pid)?.ok_or_else(|| unfit(Unfit::Zombie))?,
+        };
+        let tracer = if live.0 == pid.0 { tracer_in(&status) } else { tracer_of(pid, live)? };
+        if let Some((tracer, comm)) = tracer {
             return Err(Error::AlreadyTraced { tid: live, tracer, comm });
         }
         let dir = format!("/proc/{pid}/task/{live}");
@@ -108,15 +122,19 @@ impl Target {
             .open(format!("{dir}/mem"))
             .map_err(|e| open_error(pid, e))?;
         check_machine(pid, &format!("{dir}/exe"))?;
-        if !has_fsgsbase() {
+        if !stub::supported(hwcap2()) {
             return Err(unfit(Unfit::NoFsGsBase));
         }
         let target = Self {
             pid,
             identity: Identity::of(&stat),
             memory: Memory::new(pid, file),
+            maps: File::open(format!("{dir}/maps")).map_err(|e| open_error(pid, e))?,
+            tasks: File::open(format!("/proc/{pid}/task")).map_err(|e| open_error(pid, e))?,
+            live: AtomicI32::new(live.0),
             start_brk: stat.start_brk,
         };
+        // Whatever was opened above belongs to the program that was found first, or the process is refused.
         target.check_same()?;
         Ok(target)
     }
@@ -160,13 +178,13 @@ impl Target {
     /// # Errors
     /// [`Error::TargetGone`], or [`Error::Proc`].
     pub fn maps(&self) -> Result<Maps> {
-        let path = self.proc_path("maps")?;
-        let text = read_text(&path).map_err(|source| self.proc_error(&path, source))?;
-        if text.is_empty() {
+        let failed = |source| self.proc_error(&format!("/proc/{}/maps", self.pid), source);
+        let bytes = read_from_start(&self.maps).map_err(failed)?;
+        // The descriptor is of the address space that was opened, of which nothing is left after an exec.
+        if bytes.is_empty() {
             return Err(Error::TargetGone(self.pid));
         }
-        Maps::parse(&text)
-            .ok_or_else(|| Error::Proc { path, source: io::Error::from(io::ErrorKind::InvalidData) })
+        Maps::parse(&into_text(bytes)).ok_or_else(|| failed(io::Error::from(io::ErrorKind::InvalidData)))
     }
 
     /// Its auxiliary vector (getauxval(3)): pairs of type and value.
@@ -175,7 +193,7 @@ impl Target {
     /// As [`Target::maps`].
     pub fn auxv(&self) -> Result<Vec<(u64, u64)>> {
         let path = self.proc_path("auxv")?;
-        let bytes = std::fs::read(&path).map_err(|source| self.proc_error(&path, source))?;
+        let bytes = read_file(&path).map_err(|source| self.proc_error(&path, source))?;
         let word = |b: &[u8]| b.try_into().map(u64::from_le_bytes).unwrap_or_default();
         Ok(bytes
             .chunks_exact(16)
@@ -189,7 +207,18 @@ impl Target {
     /// # Errors
     /// [`Error::TargetGone`], or [`Error::Proc`].
     pub fn threads(&self) -> Result<Vec<Tid>> {
-        list_threads(self.pid)?.ok_or(Error::TargetGone(self.pid))
+        let failed = |e: rustix::io::Errno| self.proc_error(&format!("/proc/{}/task", self.pid), e.into());
+        let mut tids = Vec::new();
+        let mut names = [MaybeUninit::uninit(); 16 * 1024];
+        // Opened anew, since a descriptor keeps one place in the listing for all who use it.
+        let how = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let listing = rustix::fs::openat(&self.tasks, ".", how, Mode::empty()).map_err(failed)?;
+        let mut entries = RawDir::new(listing, &mut names);
+        while let Some(entry) = entries.next() {
+            let entry = entry.map_err(failed)?;
+            tids.extend(entry.file_name().to_str().ok().and_then(|s| s.parse().ok()).map(Tid));
+        }
+        if tids.is_empty() { Err(Error::TargetGone(self.pid)) } else { Ok(tids) }
     }
 
     /// What procfs says of one of its threads; `None` if it is gone.
@@ -197,7 +226,7 @@ impl Target {
     /// # Errors
     /// [`Error::Proc`].
     pub fn thread_stat(&self, tid: Tid) -> Result<Option<ThreadStat>> {
-        ThreadStat::read(self.pid, tid)
+        ThreadStat::read_in(&self.tasks, self.pid, tid)
     }
 
     /// The root directory as it sees it: prefix for the paths in its [`maps`](Self::maps), which may belong to another
@@ -232,8 +261,11 @@ impl Target {
     /// # Errors
     /// [`Error::TargetGone`], or [`Error::Proc`].
     pub fn check_same(&self) -> Result<()> {
-        let (_, stat) = live_thread(self.pid)?.ok_or(Error::TargetGone(self.pid))?;
-        let first = ThreadStat::read(self.pid, Tid(self.pid.0))?.ok_or(Error::TargetGone(self.pid))?;
+        let first = self.thread_stat(Tid(self.pid.0))?.ok_or(Error::TargetGone(self.pid))?;
+        let stat = match first.is_dead() {
+            false => first.clone(),
+            true => live_thread(self.pid)?.ok_or(Error::TargetGone(self.pid))?.1,
+        };
         // Threads have start times of their own; the process's is its first thread's, which remains listed until all
         // are gone, and which an exec in another thread takes over with the id.
         let now = Identity { start_time: first.start_time, ..Identity::of(&stat) };
@@ -252,7 +284,15 @@ impl Target {
 
     /// The path of `file` in the procfs directory of a thread that lives.
     fn proc_path(&self, file: &str) -> Result<String> {
-        let (tid, _) = live_thread(self.pid)?.ok_or(Error::TargetGone(self.pid))?;
+        let known = Tid(self.live.load(Ordering::Relaxed));
+        let tid = match self.thread_stat(known)? {
+            Some(stat) if !stat.is_dead() => known,
+            _ => {
+                let (tid, _) = live_thread(self.pid)?.ok_or(Error::TargetGone(self.pid))?;
+                self.live.store(tid.0, Ordering::Relaxed);
+                tid
+            }
+        };
         Ok(format!("/proc/{}/task/{tid}/{file}", self.pid))
     }
 
@@ -316,12 +356,17 @@ pub(crate) fn tracer_of(pid: Pid, tid: Tid) -> Result<Option<(Pid, String)>> {
         Err(e) if gone(&e) => return Ok(None),
         Err(source) => return Err(Error::Proc { path, source }),
     };
-    let tracer = status_field(&status, "TracerPid").and_then(|s| s.parse().ok()).unwrap_or(0);
+    Ok(tracer_in(&status))
+}
+
+/// The process that traces a thread, and its name, from the thread's `status`.
+fn tracer_in(status: &str) -> Option<(Pid, String)> {
+    let tracer = status_field(status, "TracerPid").and_then(|s| s.parse().ok()).unwrap_or(0);
     if tracer == 0 {
-        return Ok(None);
+        return None;
     }
     let comm = read_text(&format!("/proc/{tracer}/comm")).unwrap_or_default();
-    Ok(Some((Pid(tracer), comm.trim_end().to_owned())))
+    Some((Pid(tracer), comm.trim_end().to_owned()))
 }
 
 /// The value of one line of a `status` file.
@@ -329,11 +374,38 @@ pub(crate) fn status_field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
 
-/// A whole procfs file, in large pieces; names in it need not be UTF-8.
+/// A whole procfs file; names in it need not be UTF-8.
 pub(crate) fn read_text(path: &str) -> io::Result<String> {
-    let mut bytes = Vec::with_capacity(64 * 1024);
-    File::open(path)?.read_to_end(&mut bytes)?;
-    Ok(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+    read_file(path).map(into_text)
+}
+
+fn read_file(path: &str) -> io::Result<Vec<u8>> {
+    read_from_start(&File::open(path)?)
+}
+
+/// All that a procfs file holds now. Such files have no size to ask for, and give no more than a page at once.
+fn read_from_start(file: &File) -> io::Result<Vec<u8>> {
+    /// What one read is given room for.
+    const PIECE: usize = 4096;
+    let mut bytes = vec![0; 2 * PIECE];
+    let mut len = 0;
+    loop {
+        match file.read_at(&mut bytes[len..], len as u64) {
+            Ok(0) => break,
+            Ok(more) => len += more,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+        if bytes.len() - len < PIECE {
+            bytes.resize(bytes.len() * 2, 0);
+        }
+    }
+    bytes.truncate(len);
+    Ok(bytes)
+}
+
+fn into_text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned())
 }
 
 fn open_error(pid: Pid, e: io::Error) -> Error {
@@ -391,9 +463,7 @@ fn check_machine(pid: Pid, exe: &str) -> Result<()> {
     Err(Error::Unfit { pid, why: Unfit::NotX86_64(what) })
 }
 
-/// Whether user code may use rdfsbase, as the kernel tells every process.
-fn has_fsgsbase() -> bool {
-    /// `HWCAP2_FSGSBASE` (`arch/x86/include/uapi/asm/hwcap2.h`).
-    const FSGSBASE: usize = 1 << 1;
-    rustix::param::linux_hwcap().1 & FSGSBASE != 0
+/// What the kernel tells every process of the machine (AT_HWCAP2).
+fn hwcap2() -> u64 {
+    rustix::param::linux_hwcap().1 as u64
 }

@@ -294,6 +294,25 @@ impl StoppedProcess {
     /// # Errors
     /// The first [`Error::Ptrace`]; the others are let go all the same.
     pub fn resume(mut self) -> Result<StopReport> {
+        self.resume_all()
+    }
+
+    /// Lets all run on but the one at `index` of [`StoppedProcess::threads`].
+    ///
+    /// # Errors
+    /// As [`StoppedProcess::resume`]; then that one is let go too.
+    ///
+    /// # Panics
+    /// If there is no such thread.
+    pub fn resume_but(mut self, index: usize) -> Result<(StoppedThread, StopReport)> {
+        let mut kept = self.threads.remove(index);
+        let mut report = self.resume_all()?;
+        report.threads += 1;
+        kept._urgent = Some(self._urgent);
+        Ok((kept, report))
+    }
+
+    fn resume_all(&mut self) -> Result<StopReport> {
         let mut report =
             StopReport { threads: self.threads.len() + self.died, died: self.died, ..StopReport::default() };
         let mut result = Ok(());
@@ -318,13 +337,14 @@ impl StoppedProcess {
 pub fn stop_all(target: &Target, within: Duration) -> Result<StoppedProcess> {
     let deadline = Instant::now() + within;
     settle();
-    let _attaching = Attaching::begin();
+    let listed = target.threads()?;
+    let mut attaching = (listed.len() > 1 || rescue::holds_any()).then(Attaching::begin);
     let urgent = Urgent::begin();
     let mut known = HashSet::new();
     let mut workers = Vec::new();
     // Before anything stops: attach to all, and see that each can stop. That costs a thread next to nothing.
     let mut seized = Seized { pid: target.pid(), tids: Vec::new() };
-    for tid in target.threads()? {
+    for tid in listed {
         known.insert(tid);
         match stoppable(target, tid, deadline)? {
             Some(stat) if stat.is_worker() => workers.push(tid),
@@ -334,21 +354,31 @@ pub fn stop_all(target: &Target, within: Duration) -> Result<StoppedProcess> {
     }
     let mut process =
         StoppedProcess { threads: Vec::new(), workers, since: Instant::now(), died: 0, _urgent: urgent };
+    let mut before = Vec::new();
     for _ in 0..STOP_ROUNDS {
         process.died += wait_all(target, seized.interrupt(), deadline, &mut process.threads)?;
         // A thread may have been born before its maker stopped.
-        for tid in target.threads()? {
+        let listed = target.threads()?;
+        let held: HashSet<_> = process.threads.iter().map(|t| t.tid).chain(process.workers.clone()).collect();
+        let mut all_held = true;
+        for tid in listed.iter().copied().filter(|tid| !held.contains(tid)) {
+            all_held = false;
             if !known.insert(tid) {
                 continue;
             }
-            match ThreadStat::read(target.pid(), tid)? {
+            match target.thread_stat(tid)? {
                 Some(stat) if stat.is_worker() => process.workers.push(tid),
                 Some(stat) if stat.is_dead() => {}
-                Some(_) => seized.add(target, tid)?,
+                Some(_) => {
+                    attaching.get_or_insert_with(Attaching::begin);
+                    seized.add(target, tid)?;
+                }
                 None => {}
             }
         }
-        if seized.tids.is_empty() {
+        // A listing ends early where a thread dies under it (`next_tid` in fs/proc/base.c). A held one does not; and if the
+        // same are listed twice none has died between.
+        if seized.tids.is_empty() && (all_held || listed == before) {
             // The first thread goes last, since it cannot be reaped before the others.
             let first = target.pid().0;
             process.threads.sort_by_key(|t| t.tid.0 == first);
@@ -356,6 +386,7 @@ pub fn stop_all(target: &Target, within: Duration) -> Result<StoppedProcess> {
             target.check_not_execed()?;
             return Ok(process);
         }
+        before = listed;
     }
     let tid = seized.tids.first().copied().unwrap_or(Tid(target.pid().0));
     Err(Error::CannotStop { tid, comm: comm(target, tid), why: Unstoppable::BirthRate })
@@ -372,7 +403,7 @@ pub fn stop_one(target: &Target, tid: Tid, within: Duration) -> Result<Option<St
         Some(stat) if !stat.is_worker() => {}
         _ => return Ok(None),
     }
-    let _attaching = Attaching::begin();
+    let _attaching = rescue::holds_any().then(Attaching::begin);
     let urgent = Urgent::begin();
     let mut seized = Seized { pid: target.pid(), tids: Vec::new() };
     seized.add(target, tid)?;
