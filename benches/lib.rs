@@ -1,10 +1,11 @@
 //! The parts of the benchmark: targets that measure themselves, the program under test, and medians.
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Where everything is built.
@@ -51,16 +52,39 @@ impl Workshop {
     /// # Errors
     /// Where it fails.
     pub fn ugraft(&self, args: &[&str], pid: u32) -> Result<(Value, Duration)> {
-        let pid = pid.to_string();
-        let mut command = Command::new(&self.ugraft);
-        command.args(args).args(["--pid", &pid, "--json", "--timeout", "60s"]);
-        let begun = Instant::now();
-        let output = command.output()?;
-        let took = begun.elapsed();
+        let (output, took) = self.run(&[args, &["--timeout", "60s"]].concat(), pid)?;
         if !output.status.success() {
             bail!("ugraft {args:?}: {}", String::from_utf8_lossy(&output.stdout));
         }
         Ok((serde_json::from_slice(&output.stdout)?, took))
+    }
+
+    /// [`Workshop::ugraft`] on any processor but the last, which is the observer's.
+    ///
+    /// # Errors
+    /// Where it fails.
+    pub fn ugraft_beside(&self, args: &[&str], pid: u32) -> Result<(Value, Duration)> {
+        let all = sched_getaffinity(None)?;
+        let mut others = all;
+        if let Some(last) = (0..CpuSet::MAX_CPU).rfind(|cpu| all.is_set(*cpu)).filter(|_| all.count() > 1) {
+            others.unset(last);
+        }
+        sched_setaffinity(None, &others)?;
+        let result = self.ugraft(args, pid);
+        sched_setaffinity(None, &all)?;
+        result
+    }
+
+    /// Runs the program, whatever comes of it.
+    ///
+    /// # Errors
+    /// Where it cannot be run.
+    pub fn run(&self, args: &[&str], pid: u32) -> Result<(Output, Duration)> {
+        let pid = pid.to_string();
+        let mut command = Command::new(&self.ugraft);
+        command.args(args).args(["--pid", &pid, "--json"]);
+        let begun = Instant::now();
+        Ok((command.output()?, begun.elapsed()))
     }
 }
 

@@ -7,15 +7,24 @@
  *	subject	the one to be patched (calls-patch.c)
  *
  *	cc -O2 -g -pthread -o calls calls.c
- *	./calls
+ *	./calls [PENDING]
  *
- * says "ready"; for each line on standard input it answers "plain NS hand NS subject NS value V": medians over many short
+ * says "ready"; for "time" on standard input it answers "plain NS hand NS subject NS value V": medians over many short
  * rounds, the loop included, and what subject(0) returns.
+ *
+ * PENDING threads, the main thread among them, stay in `outer`, which the patch changes too, until "leave": they keep a
+ * transition from its end and are themselves on its old side. "time" is answered by the main thread, "new" by one that is
+ * not in `outer`.
  */
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { ROUNDS = 401, CALLS = 20000 };
 
@@ -53,22 +62,93 @@ static int compare(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-int main(void)
+static void answer(void)
 {
 	static double times[3][ROUNDS];
 	long (*const functions[])(long) = { plain, hand, subject };
+	for (int round = 0; round < ROUNDS; round++)
+		for (int i = 0; i < 3; i++)
+			times[i][round] = time_calls(functions[i]);
+	for (int i = 0; i < 3; i++)
+		qsort(times[i], ROUNDS, sizeof(double), compare);
+	printf("plain %.3f hand %.3f subject %.3f value %ld\n", times[0][ROUNDS / 2], times[1][ROUNDS / 2],
+	       times[2][ROUNDS / 2], subject(0));
+	fflush(stdout);
+}
+
+static sem_t asked, answered, way_out;
+static atomic_int within;
+
+static void *answer_from_outside(void *arg)
+{
+	for (;;) {
+		while (sem_wait(&asked))
+			;
+		answer();
+		sem_post(&answered);
+	}
+	return arg;
+}
+
+/* Reads commands until "leave" or the end; for all but the main thread: waits to be let out. */
+__attribute__((noipa)) long outer(long commands)
+{
 	char line[64];
+	within++;
+	if (!commands)
+		while (sem_wait(&way_out))
+			;
+	while (commands && fgets(line, sizeof line, stdin) && strcmp(line, "leave\n")) {
+		if (strcmp(line, "new\n")) {
+			answer();
+		} else {
+			sem_post(&asked);
+			while (sem_wait(&answered))
+				;
+		}
+	}
+	within--;
+	return commands;
+}
+
+static void *stay(void *arg)
+{
+	outer(0);
+	for (;;)
+		pause();
+	return arg;
+}
+
+int main(int argc, char **argv)
+{
+	int pending = argc > 1 ? atoi(argv[1]) : 0;
+	char line[64];
+	pthread_t thread;
+	pthread_attr_t small;
+	pthread_attr_init(&small);
+	pthread_attr_setstacksize(&small, 256 * 1024);
+	sem_init(&asked, 0, 0);
+	sem_init(&answered, 0, 0);
+	sem_init(&way_out, 0, 0);
+	if (pthread_create(&thread, &small, answer_from_outside, NULL))
+		return 1;
+	for (int i = 1; i < pending; i++)
+		if (pthread_create(&thread, &small, stay, NULL))
+			return 1;
+	while (within < pending - 1)
+		usleep(1000);
 	puts("ready");
 	fflush(stdout);
-	while (fgets(line, sizeof line, stdin)) {
-		for (int round = 0; round < ROUNDS; round++)
-			for (int i = 0; i < 3; i++)
-				times[i][round] = time_calls(functions[i]);
-		for (int i = 0; i < 3; i++)
-			qsort(times[i], ROUNDS, sizeof(double), compare);
-		printf("plain %.3f hand %.3f subject %.3f value %ld\n", times[0][ROUNDS / 2], times[1][ROUNDS / 2],
-		       times[2][ROUNDS / 2], subject(0));
+	if (pending) {
+		outer(1);
+		for (int i = 1; i < pending; i++)
+			sem_post(&way_out);
+		while (within)
+			usleep(1000);
+		puts("left");
 		fflush(stdout);
 	}
+	while (fgets(line, sizeof line, stdin))
+		answer();
 	return 0;
 }

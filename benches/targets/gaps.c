@@ -1,19 +1,21 @@
 /*
  * How long does the target stand still? One observer thread has a core of its own and reads the clock without pause; the
- * longest time between two readings is the longest time that somebody kept it from running. The other threads sleep or
- * call the functions to be patched, on the other core.
+ * longest time between two readings is the longest time that somebody kept it from running. The other threads sleep, call
+ * the functions to be patched on the other cores, or sleep inside one of them, `inside`.
  *
  *	cc -O2 -g -pthread -o gaps gaps.c
- *	./gaps THREADS asleep|calling
+ *	./gaps THREADS asleep|calling|inside [alone]
  *
  * says "ready", then takes commands on standard input: "begin" forgets the longest gap ("begun"), "end" tells it
- * ("gap NANOSECONDS"), "call" what f0(0) returns ("call N"). THREADS counts the observer and the main thread's crew, not
- * the main thread. With one core only, gaps are the scheduler's; the first line then says "ready shared".
+ * ("gap NANOSECONDS"), "call" what f0(0) returns ("call N"), "leave" has those inside come out ("left"). THREADS counts the
+ * observer and the crew, not the main thread. With one core only, gaps are the scheduler's; the first line then says
+ * "ready shared". With "alone" there is no observer: all are crew, on all cores.
  */
 #define _GNU_SOURCE
 #include "hundred.h"
 #include <pthread.h>
 #include <sched.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -28,8 +30,19 @@ EACH(DEFINE)
 static long (*const functions[])(long) = { EACH(POINTER) };
 
 static atomic_ulong longest;
-static atomic_int waiting;
+static atomic_int waiting, within;
 static int shared;
+static sem_t way_out;
+
+/* Where threads stay that keep a transition from its end. */
+__attribute__((noipa)) long inside(long x)
+{
+	within++;
+	while (sem_wait(&way_out))
+		;
+	within--;
+	return x + 1;
+}
 
 static uint64_t now(void)
 {
@@ -85,12 +98,22 @@ static void *dream(void *arg)
 	return arg;
 }
 
+static void *stay(void *arg)
+{
+	waiting--;
+	inside(1);
+	for (;;)
+		pause();
+	return arg;
+}
+
 int main(int argc, char **argv)
 {
-	if (argc != 3)
+	if (argc < 3)
 		return 2;
 	int threads = atoi(argv[1]);
-	void *(*crew)(void *) = strcmp(argv[2], "calling") ? dream : call;
+	int alone = argc > 3;
+	void *(*crew)(void *) = !strcmp(argv[2], "calling") ? call : !strcmp(argv[2], "inside") ? stay : dream;
 	pthread_t thread;
 	pthread_attr_t small;
 	cpu_set_t observers, others;
@@ -99,15 +122,18 @@ int main(int argc, char **argv)
 	pthread_attr_init(&small);
 	pthread_attr_setstacksize(&small, 256 * 1024);
 	waiting = threads;
-	split(&observers, &others);
-	sched_setaffinity(0, sizeof observers, &observers);
-	if (pthread_create(&thread, &small, observe, NULL))
-		return 1;
-	sched_setaffinity(0, sizeof others, &others);
-	for (int i = 1; i < threads; i++)
+	sem_init(&way_out, 0, 0);
+	if (!alone) {
+		split(&observers, &others);
+		sched_setaffinity(0, sizeof observers, &observers);
+		if (pthread_create(&thread, &small, observe, NULL))
+			return 1;
+		sched_setaffinity(0, sizeof others, &others);
+	}
+	for (int i = !alone; i < threads; i++)
 		if (pthread_create(&thread, &small, crew, NULL))
 			return 1;
-	while (waiting)
+	while (waiting || (crew == stay && within < threads - !alone))
 		usleep(1000);
 	puts(shared ? "ready shared" : "ready");
 	fflush(stdout);
@@ -117,6 +143,12 @@ int main(int argc, char **argv)
 			puts("begun");
 		} else if (!strcmp(line, "end\n")) {
 			printf("gap %lu\n", longest);
+		} else if (!strcmp(line, "leave\n")) {
+			for (int i = within; i > 0; i--)
+				sem_post(&way_out);
+			while (within)
+				usleep(1000);
+			puts("left");
 		} else {
 			printf("call %ld\n", functions[0](0));
 		}
