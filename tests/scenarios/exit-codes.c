@@ -77,7 +77,7 @@ This is no object file.
 //!   --pid <PID>
 //!   <FILE>
 //!
-//! Usage: ugraft load --pid <PID> <FILE>
+//! Usage: ugraft load --pid <PID> <FILE> [NAME=VALUE]...
 //!
 //! For more information, try '--help'.
 //= 2

@@ -68,6 +68,8 @@ pub enum Command {
     Status(TargetArgs),
     /// Print the messages that a process keeps of its patching
     Log(LogArgs),
+    /// Show the parameters of a loaded patch, or set one
+    Param(ParamArgs),
     /// Describe a patch file
     Info(InfoArgs),
     /// Try a patch file on a process up to the first write, with a verdict per function
@@ -128,6 +130,9 @@ pub enum Scan {
 pub struct LoadArgs {
     /// The patch file: an object made by `cc -c`
     pub file: PathBuf,
+    /// Values for the patch's parameters
+    #[arg(value_name = "NAME=VALUE")]
+    pub params: Vec<String>,
     /// The target.
     #[command(flatten)]
     pub target: TargetArgs,
@@ -237,6 +242,19 @@ pub enum LogLevel {
     Debug,
 }
 
+/// Arguments of `param`.
+#[derive(Debug, Args)]
+pub struct ParamArgs {
+    /// The patch's name, as `ugraft list` shows it
+    pub name: String,
+    /// The parameter, with =VALUE to set it; all are shown if it is left out
+    #[arg(value_name = "PARAMETER[=VALUE]")]
+    pub param: Option<String>,
+    /// The target.
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
 /// Arguments of `info`.
 #[derive(Debug, Args)]
 pub struct InfoArgs {
@@ -276,6 +294,7 @@ impl Command {
             Self::List(_) => "list",
             Self::Status(_) => "status",
             Self::Log(_) => "log",
+            Self::Param(_) => "param",
             Self::Info(_) => "info",
             Self::Check(_) => "check",
             Self::Demo(_) => "demo",

@@ -1,6 +1,8 @@
 //! The commands: each asks the library and makes an [`Outcome`] of the answer.
 
-use crate::args::{ChangeArgs, CheckArgs, ForceArgs, InfoArgs, ListArgs, LoadArgs, LogArgs, LogLevel};
+use crate::args::{
+    ChangeArgs, CheckArgs, ForceArgs, InfoArgs, ListArgs, LoadArgs, LogArgs, LogLevel, ParamArgs,
+};
 use crate::args::{Scan, TargetArgs, TransitionArgs, TransitionOptions, UnloadArgs, WaitArgs};
 use crate::exit;
 use crate::output::Outcome;
@@ -26,7 +28,10 @@ pub fn load(args: &LoadArgs) -> Result<Outcome> {
     let patch = read_patch(&args.file)?;
     let _prompt = session::prepare();
     let options = options(args.transition, args.ignore_order);
-    let report = Session::open(pid(args.target))?.load(&patch, !args.disabled, options)?;
+    let values = patch.metadata().values(&args.params)?;
+    let mut session = Session::open(pid(args.target))?;
+    session.set_params(values);
+    let report = session.load(&patch, !args.disabled, options)?;
     let done = if args.disabled { "loaded, disabled" } else { "enabled" };
     Ok(changed(&report, done))
 }
@@ -122,6 +127,26 @@ pub fn log(args: &LogArgs) -> Result<Outcome> {
     let mut records = status::log(pid(args.target))?;
     records.retain(|record| record.level <= least);
     Ok(Outcome::new(json!({ "messages": records }), text::log(&records)))
+}
+
+/// `ugraft param NAME [PARAMETER[=VALUE]]`
+pub fn param(args: &ParamArgs) -> Result<Outcome> {
+    let mut session = Session::open(pid(args.target))?;
+    let params = match args.param.as_deref().map(|param| (param, param.split_once('='))) {
+        Some((_, Some((name, value)))) => vec![session.set_param(&args.name, name, value)?],
+        Some((name, None)) => {
+            let all = session.params(&args.name)?;
+            let found: Vec<_> = all.into_iter().filter(|param| param.name == name).collect();
+            if found.is_empty() {
+                let (patch, name) = (args.name.clone(), name.to_owned());
+                return Err(Error::NoParam { patch, name }.into());
+            }
+            found
+        }
+        None => session.params(&args.name)?,
+    };
+    let lines: Vec<_> = params.iter().map(|param| format!("{}={}", param.name, param.value)).collect();
+    Ok(Outcome::new(json!({ "params": params }), lines.join("\n")))
 }
 
 /// `ugraft info FILE`

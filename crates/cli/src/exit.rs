@@ -8,6 +8,8 @@ use ugraft_process::Error;
 
 /// Failed; the target is unchanged.
 pub const FAILED: u8 = 1;
+/// Wrong usage.
+pub const USAGE: u8 = 2;
 /// The target is not patched.
 pub const NOT_PATCHED: u8 = 3;
 /// No such patch, or no such process.
@@ -54,6 +56,9 @@ impl Failure {
         if let Some(e) = error.downcast_ref::<Error>() {
             return Self::of_process(e);
         }
+        if matches!(error.downcast_ref(), Some(FileError::Param { .. })) {
+            return Self::plain("bad_parameter", USAGE);
+        }
         if error.downcast_ref::<FileError>().is_some() || error.downcast_ref::<Unreadable>().is_some() {
             return Self::plain("bad_patch_file", BAD_FILE);
         }
@@ -79,6 +84,7 @@ impl Failure {
                 Self { details: json!({ "blocked": blocked }), ..Self::plain("timed_out", IN_TRANSITION) }
             }
             Error::Refused(refusal) => Self::of_refusal(refusal),
+            Error::Link(FileError::Param { .. }) => Self::plain("bad_parameter", USAGE),
             Error::Link(_) => Self::plain("link", UNSAFE),
             Error::Unfit { .. }
             | Error::SharedMemory { .. }
@@ -88,6 +94,7 @@ impl Failure {
             | Error::Thunk { .. }
             | Error::Disturbed { .. } => Self::plain("unsafe", UNSAFE),
             Error::CannotStop { .. } => Self::plain("cannot_stop", FAILED),
+            Error::NoParam { .. } => Self::plain("no_such_parameter", NOT_FOUND),
             Error::CallbackRefused { .. } => Self::plain("callback_refused", FAILED),
             Error::CallbackFailed { .. } => Self::plain("callback_failed", CALLBACK),
             Error::CallbackRuns { .. } => Self::plain("in_transition", IN_TRANSITION),

@@ -56,6 +56,7 @@ fn run(command: Command, how: OutputArgs) -> anyhow::Result<Outcome> {
         Command::List(args) => commands::list(&args),
         Command::Status(args) => commands::status(args),
         Command::Log(args) => commands::log(&args),
+        Command::Param(args) => commands::param(&args),
         Command::Info(args) => commands::info(&args),
         Command::Check(args) => commands::check(&args),
         Command::Demo(args) => demo::run(&args, how),

@@ -87,6 +87,11 @@ pub enum Event {
         /// Its value; 0 for callbacks that return nothing.
         value: i32,
     },
+    /// A patch's `init` has set `replace` in its description. Only before its return is told.
+    ReplaceSet {
+        /// What it is now.
+        replace: bool,
+    },
     /// A library is mapped and not yet initialized.
     ObjectComing {
         /// Its name.
@@ -223,6 +228,11 @@ pub enum Finish {
     },
     /// It never started, because somebody asked for that.
     Abandoned,
+    /// The patch was not loaded, because its `init` refused.
+    Refused {
+        /// Why.
+        errno: Errno,
+    },
 }
 
 /// A callback of a patch to run in the target.
@@ -250,6 +260,10 @@ pub enum CallbackKind {
     PreUnpatch,
     /// After it was unpatched, if `pre_patch` had succeeded.
     PostUnpatch,
+    /// The patch's own, when it is loaded; not 0 refuses. Its object means nothing.
+    Init,
+    /// The patch's own, before it is unloaded, if [`CallbackKind::Init`] had succeeded. Its object means nothing.
+    Exit,
 }
 
 impl CallbackKind {
@@ -260,6 +274,8 @@ impl CallbackKind {
             Self::PostPatch => "post_patch",
             Self::PreUnpatch => "pre_unpatch",
             Self::PostUnpatch => "post_unpatch",
+            Self::Init => "init",
+            Self::Exit => "exit",
         }
     }
 }

@@ -32,6 +32,10 @@ pub struct PatchDesc {
     pub states: Vec<StateDesc>,
     /// The objects it changes; their order is the order of the callbacks.
     pub objects: Vec<ObjectDesc>,
+    /// Whether it has a function to run when it is loaded, which may refuse (`module_init`).
+    pub init: bool,
+    /// Whether it has a function to run before it is unloaded (`module_exit`).
+    pub exit: bool,
 }
 
 /// A state of the system that a patch changes beyond its code (`klp_state`).

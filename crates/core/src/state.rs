@@ -421,11 +421,12 @@ impl State {
         {
             return Err(Corrupt::UnknownPatch(transition.patch));
         }
-        let awaited = self.awaiting.iter().map(|awaiting| awaiting.site);
-        for site in self.work.iter().filter_map(Task::site).chain(awaited) {
+        let awaited = self.awaiting.iter().map(|awaiting| (awaiting.site, awaiting.is_own()));
+        let tasks = self.work.iter().filter_map(|task| Some((task.site()?, task.is_own())));
+        for (site, own) in tasks.chain(awaited) {
             match self.patch(site.patch) {
                 None => return Err(Corrupt::UnknownPatch(site.patch)),
-                Some(patch) if site.object >= patch.objects.len() => {
+                Some(patch) if !own && site.object >= patch.objects.len() => {
                     return Err(Corrupt::Patch(patch.desc.name.clone()));
                 }
                 Some(_) => {}

@@ -57,6 +57,7 @@ impl Machine {
             Event::Force { patch } => self.force(patch.as_deref()),
             Event::Signal => self.signal(),
             Event::CallbackReturned { value } => self.callback_returned(value),
+            Event::ReplaceSet { replace } => self.set_replace(replace),
             Event::ObjectComing { object, misfits } => self.object_coming(object, misfits),
             Event::ObjectGoing { object } => self.object_going(&object),
         }

@@ -230,7 +230,8 @@ impl Machine {
         self.effects.push(Effect::Finished { patch: id, finish });
         // A load that was to enable and could not is no load.
         if cancelled && transition.loading {
-            self.forget(id);
+            self.state.work.push_back(Task::Exit { patch: id });
+            self.state.work.push_back(Task::Forget { patch: id });
         }
     }
 

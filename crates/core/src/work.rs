@@ -62,6 +62,25 @@ pub(crate) enum Task {
     RedirectAll,
     /// End the transition.
     Finish,
+    /// Run the patch's `init`, and then enable it if that was asked for.
+    Init {
+        patch: PatchId,
+        enable: bool,
+        ignore_order: bool,
+    },
+    /// Enable a patch that has just been loaded.
+    EnableLoaded {
+        patch: PatchId,
+        ignore_order: bool,
+    },
+    /// Run the patch's `exit`.
+    Exit {
+        patch: PatchId,
+    },
+    /// Forget the patch.
+    Forget {
+        patch: PatchId,
+    },
     /// A patch refused a coming library: undo what earlier patches did to it.
     RefuseObject {
         site: Site,
@@ -83,7 +102,22 @@ pub(crate) enum Task {
     },
 }
 
+impl Awaiting {
+    /// Whether it belongs to the patch as a whole, and its site's object means nothing.
+    pub(crate) fn is_own(&self) -> bool {
+        matches!(self.call.callback, CallbackKind::Init | CallbackKind::Exit)
+    }
+}
+
 impl Task {
+    /// Whether it is about the patch as a whole, and its site's object means nothing.
+    pub(crate) fn is_own(&self) -> bool {
+        matches!(
+            self,
+            Self::Init { .. } | Self::EnableLoaded { .. } | Self::Exit { .. } | Self::Forget { .. }
+        )
+    }
+
     /// The object that the task is about, if it is about one of a patch.
     pub(crate) fn site(&self) -> Option<Site> {
         match *self {
@@ -95,6 +129,10 @@ impl Task {
             | Self::Revert { site }
             | Self::PostUnpatch { site, .. }
             | Self::RefuseObject { site, .. } => Some(site),
+            Self::Init { patch, .. }
+            | Self::EnableLoaded { patch, .. }
+            | Self::Exit { patch }
+            | Self::Forget { patch } => Some(Site { patch, object: 0 }),
             Self::RedirectAll
             | Self::Finish
             | Self::Admit { .. }
@@ -155,6 +193,21 @@ impl Machine {
                 }
             }
             Task::Finish => self.finish(),
+            Task::Init { patch, enable, ignore_order } => {
+                if enable {
+                    self.state.work.push_front(Task::EnableLoaded { patch, ignore_order });
+                }
+                if self.patch(patch).desc.init {
+                    self.run_own(patch, CallbackKind::Init);
+                }
+            }
+            Task::EnableLoaded { patch, ignore_order } => self.enable_loaded(patch, ignore_order),
+            Task::Exit { patch } => {
+                if self.patch(patch).desc.exit {
+                    self.run_own(patch, CallbackKind::Exit);
+                }
+            }
+            Task::Forget { patch } => self.forget(patch),
             Task::RefuseObject { site, errno } => self.refuse_object(site, errno),
             Task::Admit { object } => self.effects.push(Effect::Admit { object }),
             Task::Refused { object, patch, errno } => {
@@ -177,6 +230,7 @@ impl Machine {
             CallbackKind::PostPatch => described.callbacks.post_patch,
             CallbackKind::PreUnpatch => described.callbacks.pre_unpatch,
             CallbackKind::PostUnpatch => described.callbacks.post_unpatch,
+            CallbackKind::Init | CallbackKind::Exit => false,
         };
         if has {
             let call = Call { patch: site.patch, object: described.name.clone(), callback, phase };
@@ -186,10 +240,25 @@ impl Machine {
         has
     }
 
+    /// Has a function run that belongs to the patch as a whole.
+    fn run_own(&mut self, patch: PatchId, callback: CallbackKind) {
+        let call = Call { patch, object: None, callback, phase: ObjectPhase::Live };
+        self.effects.push(Effect::RunCallback(call.clone()));
+        self.state.awaiting = Some(Awaiting { site: Site { patch, object: 0 }, call });
+    }
+
     pub(crate) fn callback_returned(&mut self, value: i32) -> Result<(), Refusal> {
         let Awaiting { site, call } = self.state.awaiting.take().ok_or(Refusal::NoCallback)?;
-        if call.callback == CallbackKind::PrePatch {
-            self.pre_patch_returned(site, call.phase, value);
+        match call.callback {
+            CallbackKind::PrePatch => self.pre_patch_returned(site, call.phase, value),
+            CallbackKind::Init if value != 0 => {
+                // What was to come after it does not.
+                self.state.work.clear();
+                let finish = Finish::Refused { errno: Errno::of_value(value) };
+                self.effects.push(Effect::Finished { patch: site.patch, finish });
+                self.forget(site.patch);
+            }
+            _ => {}
         }
         Ok(())
     }

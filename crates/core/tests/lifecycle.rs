@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use support::{Target, func, patch, replacing, threads, with_callbacks};
 use ugraft_core::{
     AlreadySo, CallbackKind, Corrupt, Direction, Due, Effect, Errno, Event, FORMAT, Finish, Implementation,
@@ -331,4 +332,48 @@ fn what_is_no_state_is_refused() {
     }
     let work = r#"{"next_id":9,"patches":[{"id":3,"desc":{"name":"p"}}],"work":[{"Revert":{"site":{"patch":3,"object":0}}}]}"#;
     assert_eq!(corrupt(work), Corrupt::Patch("p".into()));
+}
+
+#[test]
+fn init_runs_before_the_enabling_and_exit_before_a_patch_is_forgotten() {
+    let desc =
+        PatchDesc { name: "own".into(), init: true, exit: true, replace: true, ..PatchDesc::default() };
+    let load = |enable| Event::Load { desc: desc.clone(), enable, ignore_order: false };
+    let due = |state: &State| match state.due() {
+        Due::Callback(call) => Some(call.callback),
+        _ => None,
+    };
+    let returned = |value| Event::CallbackReturned { value };
+
+    // Refused: as if it had never been.
+    let (loading, _) = step(&State::default(), load(true)).unwrap();
+    assert_eq!(due(&loading), Some(CallbackKind::Init));
+    assert!(loading.transition().is_none());
+    let (refused, effects) = step(&loading, returned(-12)).unwrap();
+    assert!(refused.patches().is_empty());
+    assert!(effects.iter().any(|e| matches!(e, Effect::FreePatch(_))));
+
+    // What it says of itself in its init counts, and nothing else can happen meanwhile.
+    assert!(step(&loading, Event::Unload { patch: "own".into() }).is_err());
+    let (said, _) = step(&loading, Event::ReplaceSet { replace: false }).unwrap();
+    assert!(!said.patch_named("own").unwrap().desc().replace);
+    let (enabling, _) = step(&said, returned(0)).unwrap();
+    assert_eq!(enabling.due(), Due::Start);
+    assert!(step(&enabling, Event::ReplaceSet { replace: true }).is_err());
+
+    // Cancelled before its start: exit undoes what init did, and then it is gone.
+    let reverse = Event::Reverse { patch: None, threads: BTreeSet::new() };
+    let (cancelled, _) = step(&enabling, reverse).unwrap();
+    assert_eq!(due(&cancelled), Some(CallbackKind::Exit));
+    let (gone, _) = step(&cancelled, returned(0)).unwrap();
+    assert!(gone.patches().is_empty());
+
+    // Loaded without being enabled, and unloaded.
+    let (loading, _) = step(&State::default(), load(false)).unwrap();
+    let (loaded, _) = step(&loading, returned(0)).unwrap();
+    assert_eq!((due(&loaded), loaded.patch_named("own").unwrap().life()), (None, Life::Disabled));
+    let (leaving, _) = step(&loaded, Event::Unload { patch: "own".into() }).unwrap();
+    assert_eq!(due(&leaving), Some(CallbackKind::Exit));
+    let (gone, _) = step(&leaving, returned(0)).unwrap();
+    assert!(gone.patches().is_empty());
 }

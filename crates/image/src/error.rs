@@ -230,6 +230,14 @@ pub enum Error {
         /// What is wrong with it and what to do.
         reason: String,
     },
+    /// A value for a parameter is wrong.
+    #[error("parameter {name} {reason}")]
+    Param {
+        /// The parameter.
+        name: String,
+        /// What is wrong and what to do.
+        reason: String,
+    },
     /// A structure is wrong.
     #[error("{path}: {reason}")]
     Structure {

@@ -38,3 +38,6 @@ pub const MAX_STATES: usize = 256;
 pub const BUILD_ID_SIZES: core::ops::RangeInclusive<usize> = 4..=64;
 /// The greatest symbol position.
 pub const MAX_SYMPOS: u64 = u32::MAX as u64;
+
+/// Most parameters of a patch.
+pub const MAX_PARAMS: usize = 256;

@@ -91,6 +91,12 @@ pub struct LinkedImage {
     pub patch: RemoteAddr,
     /// Its objects, in the metadata's order.
     pub objects: Vec<LinkedObject>,
+    /// The parameters' variables, in the metadata's order.
+    pub params: Vec<RemoteAddr>,
+    /// `int init(void)`
+    pub init: Option<RemoteAddr>,
+    /// `void exit(void)`
+    pub exit: Option<RemoteAddr>,
     /// All its functions, sorted by address.
     pub symbols: Vec<ImageSymbol>,
     /// All its variables that have a name.
@@ -172,6 +178,9 @@ impl LinkedImage {
             segments,
             patch: at.spot(patch.structures.patch),
             objects,
+            params: patch.structures.params.iter().map(|spot| at.spot(*spot)).collect(),
+            init: patch.structures.init.map(address),
+            exit: patch.structures.exit.map(address),
             symbols,
             variables,
             eh_frame: patch.layout().eh_frame.map(|(offset, size)| (at.base.offset(offset as i64), size)),

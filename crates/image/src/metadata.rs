@@ -1,5 +1,7 @@
 //! What a patch says about itself: its name and version, and the kernel's structures with the functions it replaces.
 
+use crate::error::{Error, Result};
+use crate::param::{ParamKind, ParamValue};
 use serde::Serialize;
 
 /// What a patch says about itself, known without linking it.
@@ -21,6 +23,24 @@ pub struct Metadata {
     pub objects: Vec<Object>,
     /// `klp_patch.states`, in order, no id twice.
     pub states: Vec<PatchState>,
+    /// `module_param`, sorted by name, none twice.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub params: Vec<Param>,
+    /// The name of the function to run when it is loaded (`module_init`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<String>,
+    /// The name of the function to run before it is unloaded (`module_exit`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit: Option<String>,
+}
+
+/// A parameter: a variable of the patch with a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Param {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub kind: ParamKind,
 }
 
 /// A `struct klp_object`.
@@ -58,6 +78,31 @@ pub struct Callbacks {
     pub pre_unpatch: Option<String>,
     /// After the object is unpatched.
     pub post_unpatch: Option<String>,
+}
+
+impl Metadata {
+    /// The values that `settings`, each `NAME=VALUE`, give to parameters, with the parameters' places in
+    /// [`Metadata::params`].
+    ///
+    /// # Errors
+    /// [`Error::Param`] for a parameter that is not there, and for what is no value of one.
+    pub fn values(&self, settings: &[String]) -> Result<Vec<(usize, ParamValue)>> {
+        let mut values = Vec::new();
+        for setting in settings {
+            // As in the kernel, a flag is set by its name alone.
+            let (name, text) = setting.split_once('=').unwrap_or((setting, ""));
+            let Some(at) = self.params.iter().position(|param| param.name == name) else {
+                let known: Vec<&str> = self.params.iter().map(|param| param.name.as_str()).collect();
+                let reason = match known[..] {
+                    [] => "is not known: the patch has no parameters".to_owned(),
+                    _ => format!("is not known: the patch has {}", known.join(", ")),
+                };
+                return Err(Error::Param { name: name.to_owned(), reason });
+            };
+            values.push((at, self.params[at].kind.parse(name, text)?));
+        }
+        Ok(values)
+    }
 }
 
 impl Callbacks {

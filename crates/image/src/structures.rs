@@ -6,7 +6,8 @@ use crate::error::{Error, Result};
 use crate::info::{Info, check_object_name};
 use crate::klp_symbol::EXE;
 use crate::limits;
-use crate::metadata::{Callbacks, Func, Metadata, Object, PatchState};
+use crate::metadata::{Callbacks, Func, Metadata, Object, Param, PatchState};
+use crate::param::ParamKind;
 use crate::reloc::{Kind, Reloc};
 use crate::sections::{Part, Section};
 use crate::symbols::{Place, Symbol, SymbolKind};
@@ -35,6 +36,13 @@ mod klp {
         pub const VERSION: u64 = 8;
         pub const RESERVED: core::ops::Range<u64> = 16..24;
     }
+    pub mod param {
+        pub const SIZE: u64 = 32;
+        pub const NAME: u64 = 0;
+        pub const KIND: u64 = 8;
+        pub const VARIABLE: u64 = 16;
+        pub const WIDTH: u64 = 24;
+    }
     pub mod patch {
         pub const SIZE: u64 = 48;
         pub const MOD: core::ops::Range<u64> = 0..8;
@@ -44,6 +52,11 @@ mod klp {
         pub const RESERVED: core::ops::Range<u64> = 25..48;
     }
 }
+
+/// Where the header's macros put parameters and the functions for loading and unloading.
+const PARAM_SECTION: &str = ".klp.param";
+const INIT_SECTION: &str = ".klp.init";
+const EXIT_SECTION: &str = ".klp.exit";
 
 /// A place in the image: an index of a section and an offset into it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -57,6 +70,11 @@ pub struct Spot {
 pub struct Structures {
     pub patch: Spot,
     pub objects: Vec<ObjectSpots>,
+    /// The parameters' variables.
+    pub params: Vec<Spot>,
+    /// Symbols of the functions for loading and unloading.
+    pub init: Option<u32>,
+    pub exit: Option<u32>,
 }
 
 /// Of one object.
@@ -136,6 +154,9 @@ impl Reader<'_> {
                 reason: "names the patch itself: leave it out".into(),
             });
         }
+        let (params, variables) = self.params()?;
+        let init = self.hook(INIT_SECTION, "module_init")?;
+        let exit = self.hook(EXIT_SECTION, "module_exit")?;
         if !replace && objects.iter().all(|o| o.funcs.is_empty() && o.callbacks.is_empty()) {
             return Err(Error::Empty);
         }
@@ -148,8 +169,66 @@ impl Reader<'_> {
             depends: info.depends,
             objects,
             states,
+            params,
+            init: init.map(|symbol| (self.name)(symbol)),
+            exit: exit.map(|symbol| (self.name)(symbol)),
         };
-        Ok((metadata, Structures { patch, objects: spots }))
+        Ok((metadata, Structures { patch, objects: spots, params: variables, init, exit }))
+    }
+
+    /// The parameters, sorted by name, and their variables.
+    fn params(&self) -> Result<(Vec<Param>, Vec<Spot>)> {
+        let mut found: Vec<(Param, Spot)> = Vec::new();
+        for (section, of) in (0u32..).zip(self.sections).filter(|(_, s)| s.name == PARAM_SECTION) {
+            for index in 0..of.size / klp::param::SIZE {
+                let path = format!("module_param {}", found.len() + 1);
+                if found.len() == limits::MAX_PARAMS {
+                    let (count, limit) = (found.len() as u64 + 1, limits::MAX_PARAMS as u64);
+                    return Err(Error::TooMany { what: "parameters", count, limit });
+                }
+                let at = Spot { section, offset: index * klp::param::SIZE };
+                let Pointer::To(name) = self.pointer(at, klp::param::NAME, &path)? else {
+                    return wrong(&path, "has no name: use the macro of <ugraft/module.h>");
+                };
+                let name = self.string(name, limits::MAX_PATCH_NAME, &path)?;
+                let Pointer::To(kind) = self.pointer(at, klp::param::KIND, &path)? else {
+                    return wrong(&path, "has no type: use the macro of <ugraft/module.h>");
+                };
+                let kind = self.string(kind, limits::MAX_PATCH_NAME, &path)?;
+                let Some(kind) = ParamKind::named(&kind) else {
+                    return wrong(&path, format!("has type {kind:?}, which is none of module_param's"));
+                };
+                let variable_path = format!("{path} ({name})");
+                let Pointer::To(variable) = self.pointer(at, klp::param::VARIABLE, &variable_path)? else {
+                    return wrong(&variable_path, "has no variable");
+                };
+                self.bounds(variable, kind.size(), &variable_path)?;
+                let writable =
+                    self.sections.get(variable.section as usize).is_some_and(|s| s.part == Part::Data);
+                if self.word(at, klp::param::WIDTH) != kind.size() || !writable {
+                    return wrong(&variable_path, "is not a variable of the type that it states");
+                }
+                if found.iter().any(|(param, _)| param.name == name) {
+                    return wrong(&variable_path, "is declared twice");
+                }
+                found.push((Param { name, kind }, variable));
+            }
+        }
+        found.sort_by(|a, b| a.0.name.cmp(&b.0.name));
+        Ok(found.into_iter().unzip())
+    }
+
+    /// The function that a pointer in the section named so leads to.
+    fn hook(&self, section: &str, macro_name: &str) -> Result<Option<u32>> {
+        let mut found = (0u32..).zip(self.sections).filter(|(_, s)| s.name == section && s.size > 0);
+        let Some((index, of)) = found.next() else { return Ok(None) };
+        if of.size != 8 || found.next().is_some() {
+            return wrong(macro_name, "is there twice: keep one");
+        }
+        match self.pointer(Spot { section: index, offset: 0 }, 0, macro_name)? {
+            Pointer::To(to) => self.function(to, macro_name).map(Some),
+            Pointer::Null => wrong(macro_name, "names no function"),
+        }
     }
 
     fn objects(&self, start: Spot) -> Result<(Vec<Object>, Vec<ObjectSpots>)> {

@@ -93,28 +93,54 @@ impl Session {
     /// # Errors
     /// [`Error::NoSafePoint`] and [`Error::CallbackRuns`]: the callback is still due, and the next run of the tool carries on.
     pub(crate) fn run_callbacks(&mut self, deadline: Instant) -> Result<()> {
-        while let Due::Callback(call) = self.document.state.due() {
+        while self.run_one_callback(deadline)? {}
+        Ok(())
+    }
+
+    /// Runs the callback that is due, if one is. Whether one was.
+    ///
+    /// # Errors
+    /// As [`Session::run_callbacks`].
+    pub(crate) fn run_one_callback(&mut self, deadline: Instant) -> Result<bool> {
+        let Due::Callback(call) = self.document.state.due() else { return Ok(false) };
+        {
             let deadline = deadline.max(Instant::now() + AT_LEAST);
             let outcome = match self.run_callback(&call, deadline) {
                 // Where nothing has changed yet, the enabling is taken back.
-                Err(e @ Error::NoSafePoint { .. }) if call.callback == CallbackKind::PrePatch => {
+                Err(e @ Error::NoSafePoint { .. }) if may_refuse(call.callback) => {
                     self.trouble.get_or_insert(e);
                     Outcome::Returned(NOBODY)
                 }
                 outcome => outcome?,
             };
             let value = match outcome {
-                Outcome::Returned(value) if call.callback == CallbackKind::PrePatch => value,
+                Outcome::Returned(value) if may_refuse(call.callback) => value,
                 Outcome::Returned(_) => 0,
                 Outcome::Failed(failure) => self.note_failure(&call, failure),
             };
-            if call.callback == CallbackKind::PrePatch && value != 0 && self.trouble.is_none() {
+            if may_refuse(call.callback) && value != 0 && self.trouble.is_none() {
                 let (patch, object) = (self.patch_name(&call), call.object.clone());
-                self.trouble = Some(Error::CallbackRefused { patch, object, value });
+                let callback = call.callback.name();
+                self.trouble = Some(Error::CallbackRefused { patch, object, callback, value });
             }
             self.document.call = None;
+            if call.callback == CallbackKind::Init && value == 0 {
+                self.note_replace(&call)?;
+            }
             self.step(Step::CallbackReturned { value })?;
             self.commit()?;
+        }
+        Ok(true)
+    }
+
+    /// A patch may say in its init, by a parameter perhaps, whether it replaces all others.
+    fn note_replace(&mut self, call: &Call) -> Result<()> {
+        let mut replace = [0];
+        let structure = self.document.image(call.patch)?.structure;
+        self.target.memory().read(structure.offset(PATCH_REPLACE), &mut replace)?;
+        let replace = replace[0] != 0;
+        if self.document.state.patch(call.patch).is_some_and(|patch| patch.desc().replace != replace) {
+            self.step(Step::ReplaceSet { replace })?;
         }
         Ok(())
     }
@@ -124,7 +150,13 @@ impl Session {
         let callback = call.callback.name();
         let patch = self.patch_name(call);
         let object = call.object.clone().unwrap_or_else(|| ugraft_core::MAIN_OBJECT.to_owned());
-        self.log_error(format!("livepatch: '{patch}': {callback} callback for object '{object}' {failure}"));
+        let text = match call.callback {
+            CallbackKind::Init | CallbackKind::Exit => {
+                format!("livepatch: '{patch}': {callback} function {failure}")
+            }
+            _ => format!("livepatch: '{patch}': {callback} callback for object '{object}' {failure}"),
+        };
+        self.log_error(text);
         if self.trouble.is_none() {
             self.trouble =
                 Some(Error::CallbackFailed { patch, object: call.object.clone(), callback, failure });
@@ -143,7 +175,7 @@ impl Session {
                 Waited::NotBegun => self.document.call = None,
             }
         }
-        let (function, argument) = callback_of(&self.document, call)?;
+        let (function, object) = callback_of(&self.document, call)?;
         let target = Rc::clone(&self.target);
         let (_, objects) = objects_of(&target)?;
         let area = self.area_for_calls()?;
@@ -162,7 +194,10 @@ impl Session {
         let module = call.object.as_deref().map(|name| Module { state: module_state(call.phase), name });
         runtime::tell_patches(target.memory(), &self.document, call.patch)?;
         let pointer = if module.is_some() { area.module() } else { RemoteAddr(0) };
-        target.memory().write(argument.offset(OBJECT_MOD), &pointer.0.to_le_bytes())?;
+        if let Some(object) = object {
+            target.memory().write(object.offset(OBJECT_MOD), &pointer.0.to_le_bytes())?;
+        }
+        let argument = object.unwrap_or(RemoteAddr(0));
         let errno_location = errno_location(&objects);
         let prepared = Prepared { number, function, argument, errno_location };
         let frame = xstate::for_frame(&state);
@@ -599,6 +634,11 @@ fn restarts_exactly(thread: &StoppedThread) -> bool {
     regs.orig_rax == libc::SYS_poll as u64 && (regs.rdx as i32) < 0
 }
 
+/// Whether what the callback returns means anything.
+fn may_refuse(callback: CallbackKind) -> bool {
+    matches!(callback, CallbackKind::PrePatch | CallbackKind::Init)
+}
+
 /// Whether the thread is under seccomp, in any mode.
 fn is_filtered(target: &Target, tid: Tid) -> Result<bool> {
     let path = format!("/proc/{}/task/{tid}/status", target.pid());
@@ -609,6 +649,9 @@ fn is_filtered(target: &Target, tid: Tid) -> Result<bool> {
 /// Offset of `mod` in `struct klp_object` (sdk/include/ugraft/livepatch.h): behind name, funcs and the callbacks.
 const OBJECT_MOD: i64 = 8 + 8 + 5 * 8;
 
+/// Offset of `replace` in `struct klp_patch`.
+const PATCH_REPLACE: i64 = 24;
+
 /// `enum module_state` of the header.
 fn module_state(phase: ObjectPhase) -> u32 {
     match phase {
@@ -618,19 +661,28 @@ fn module_state(phase: ObjectPhase) -> u32 {
     }
 }
 
-/// The address of a callback, and of its argument.
-fn callback_of(document: &Document, call: &Call) -> Result<(RemoteAddr, RemoteAddr)> {
+/// The address of a callback, and of the object that is its argument.
+fn callback_of(document: &Document, call: &Call) -> Result<(RemoteAddr, Option<RemoteAddr>)> {
     let image = document.image(call.patch)?;
-    let object = image.objects.iter().find(|object| object.name == call.object);
     let missing = || Error::Damaged(format!("the {} callback has no address", call.callback.name()));
+    let own = match call.callback {
+        CallbackKind::Init => Some(image.init),
+        CallbackKind::Exit => Some(image.exit),
+        _ => None,
+    };
+    if let Some(function) = own {
+        return Ok((function.ok_or_else(missing)?, None));
+    }
+    let object = image.objects.iter().find(|object| object.name == call.object);
     let object = object.ok_or_else(missing)?;
     let function = match call.callback {
         CallbackKind::PrePatch => object.pre_patch,
         CallbackKind::PostPatch => object.post_patch,
         CallbackKind::PreUnpatch => object.pre_unpatch,
         CallbackKind::PostUnpatch => object.post_unpatch,
+        CallbackKind::Init | CallbackKind::Exit => None,
     };
-    Ok((function.ok_or_else(missing)?, object.addr))
+    Ok((function.ok_or_else(missing)?, Some(object.addr)))
 }
 
 /// The C library's function that tells where a thread has its `errno`; 0 where there is none.

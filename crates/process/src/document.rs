@@ -13,6 +13,7 @@ use crate::{Error, RemoteAddr, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use ugraft_core::{FuncId, Implementation, PatchId, State};
+use ugraft_image::ParamKind;
 
 /// Version of the document's written form. A reader refuses a greater one.
 pub const FORMAT: u32 = 1;
@@ -69,6 +70,15 @@ pub struct Image {
     /// Its objects, with their callbacks.
     #[serde(default)]
     pub objects: Vec<ImageObject>,
+    /// Its function for loading, and that for unloading.
+    #[serde(default)]
+    pub init: Option<RemoteAddr>,
+    /// See `init`.
+    #[serde(default)]
+    pub exit: Option<RemoteAddr>,
+    /// Its parameters.
+    #[serde(default)]
+    pub params: Vec<ImageParam>,
     /// Its code, and the unwind tables (`.eh_frame`) for it.
     #[serde(default)]
     pub unwind: Option<(Range<RemoteAddr>, Range<RemoteAddr>)>,
@@ -90,6 +100,25 @@ pub struct ImageObject {
     pub pre_unpatch: Option<RemoteAddr>,
     /// See `pre_patch`.
     pub post_unpatch: Option<RemoteAddr>,
+}
+
+/// A parameter of a patch, as it lies in the image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageParam {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub kind: ParamKind,
+    /// Its variable.
+    pub addr: RemoteAddr,
+}
+
+impl Image {
+    /// Whether the patch has code that is run for it.
+    #[must_use]
+    pub fn has_callbacks(&self) -> bool {
+        self.init.is_some() || self.exit.is_some() || self.objects.iter().any(ImageObject::has_callbacks)
+    }
 }
 
 impl ImageObject {

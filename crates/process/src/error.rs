@@ -186,21 +186,29 @@ pub enum Error {
     /// The target has no patches.
     #[error("process {0} is not patched")]
     NotPatched(Pid),
-    /// A `pre_patch` callback refused: the target is as before (the errno is the callback's).
-    #[error(
-        "the pre_patch callback of patch '{patch}' for {} refused with {value}; the patch was not enabled",
-        object_text(.object)
-    )]
+    /// A `pre_patch` callback or an init function refused: the target is as before (the errno is the callback's).
+    #[error("the {} refused with {value}; the patch was not {}", callback_text(.callback, .patch, .object),
+        if *.callback == "init" { "loaded" } else { "enabled" })]
     CallbackRefused {
         /// The patch.
         patch: String,
         /// The object; `None` is the main executable.
         object: Option<String>,
+        /// Which callback.
+        callback: &'static str,
         /// What it returned.
         value: i32,
     },
+    /// A patch has no such parameter (ENOENT).
+    #[error("patch '{patch}' has no parameter {name}; `ugraft param {patch}` lists what it has")]
+    NoParam {
+        /// The patch.
+        patch: String,
+        /// The parameter.
+        name: String,
+    },
     /// A callback crashed or did not return, and was given up.
-    #[error("the {callback} callback of patch '{patch}' for {} {failure}", object_text(.object))]
+    #[error("the {} {failure}", callback_text(.callback, .patch, .object))]
     CallbackFailed {
         /// The patch.
         patch: String,
@@ -213,9 +221,9 @@ pub enum Error {
     },
     /// A callback has not returned and cannot be given up yet (EBUSY). The transition waits for it.
     #[error(
-        "the {callback} callback of patch '{patch}' for {} has not returned, and is where it cannot be given up; thread \
-         {tid} runs it: wait for it, then give a command again",
-        object_text(.object)
+        "the {} has not returned, and is where it cannot be given up; thread {tid} runs it: wait for it, then give a \
+         command again",
+        callback_text(.callback, .patch, .object)
     )]
     CallbackRuns {
         /// The patch.
@@ -272,6 +280,13 @@ pub enum Error {
 
 fn object_text(object: &Option<String>) -> String {
     object.as_ref().map_or_else(|| "the main executable".to_owned(), |name| format!("the library '{name}'"))
+}
+
+fn callback_text(callback: &str, patch: &str, object: &Option<String>) -> String {
+    match callback {
+        "init" | "exit" => format!("{callback} function of patch '{patch}'"),
+        _ => format!("{callback} callback of patch '{patch}' for {}", object_text(object)),
+    }
 }
 
 fn reasons_text(reasons: &[(Tid, String, String)]) -> String {

@@ -23,6 +23,7 @@ pub mod mapping;
 pub mod maps;
 pub mod memory;
 pub mod objects;
+pub mod params;
 pub mod pending;
 pub mod place;
 pub mod plan;

@@ -1,7 +1,7 @@
 //! From a patch file to what is to be put into the target: its description, its image, its sites.
 
 use crate::batch::Batch;
-use crate::document::{Document, Image, ImageObject, NewFunc, Site, Symbol};
+use crate::document::{Document, Image, ImageObject, ImageParam, NewFunc, Site, Symbol};
 use crate::mapping::{MapRequest, Part as MappedPart, Prot};
 use crate::maps::Maps;
 use crate::objects::{ObjectId, Objects};
@@ -32,6 +32,8 @@ pub fn describe(patch: &PatchFile, objects: &Objects<'_>) -> PatchDesc {
         description: text(&metadata.description),
         replace: metadata.replace,
         depends: metadata.depends.clone(),
+        init: metadata.init.is_some(),
+        exit: metadata.exit.is_some(),
         states: metadata.states.iter().map(|s| StateDesc { id: s.id, version: s.version }).collect(),
         objects: metadata
             .objects
@@ -114,7 +116,7 @@ pub fn check_ambiguity(patch: &PatchFile, objects: &Objects<'_>) -> Result<()> {
 /// Whether the patch has callbacks.
 #[must_use]
 pub fn has_callbacks(desc: &PatchDesc) -> bool {
-    desc.objects.iter().any(|object| object.callbacks != Callbacks::default())
+    desc.init || desc.exit || desc.objects.iter().any(|object| object.callbacks != Callbacks::default())
 }
 
 /// The sites of those of `funcs` that have none in `document` yet.
@@ -181,6 +183,9 @@ pub fn image(
         symbols: symbols(&linked),
         structure: linked.patch,
         objects: image_objects(desc, &linked),
+        init: linked.init,
+        exit: linked.exit,
+        params: image_params(patch, &linked),
         unwind: unwind_tables(&linked),
     };
     trampolines(&mut image, document, &desc.name, batch)?;
@@ -302,6 +307,13 @@ fn image_objects(desc: &PatchDesc, linked: &LinkedImage) -> Vec<ImageObject> {
             pre_unpatch: object.callbacks.pre_unpatch,
             post_unpatch: object.callbacks.post_unpatch,
         })
+        .collect()
+}
+
+fn image_params(patch: &PatchFile, linked: &LinkedImage) -> Vec<ImageParam> {
+    let params = patch.metadata().params.iter().zip(&linked.params);
+    params
+        .map(|(param, addr)| ImageParam { name: param.name.clone(), kind: param.kind, addr: *addr })
         .collect()
 }
 

@@ -14,7 +14,7 @@ use crate::report::Report;
 use crate::session::{Session, objects_among};
 use crate::stop::Hindrance;
 use crate::switch::Standing;
-use crate::{Error, Pid, Result, contexts, plan, resolvers, runtime, sharing};
+use crate::{Error, Pid, Result, contexts, params, plan, resolvers, runtime, sharing};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use ugraft_core::{AlreadySo, Due, Event, Life, Refusal};
@@ -83,6 +83,9 @@ impl Session {
         self.attempt(
             |session| {
                 session.step(Event::Unload { patch: name.to_owned() })?;
+                if matches!(session.document.state.due(), Due::Callback(_)) {
+                    session.check_safe_point(Instant::now() + options.timeout)?;
+                }
                 session.forget_what_is_gone();
                 session.was_entered = true;
                 let maps = session.recent_maps()?;
@@ -249,15 +252,23 @@ impl Session {
     }
 
     fn carry_out(&mut self, mut batch: Batch, name: &str, before: &Document, options: Options) -> Result<()> {
-        if self.document.state.transition().is_none() {
-            return self.install(batch).inspect_err(|_| self.document = before.clone());
-        }
-        self.scan_memory = options.scan_memory;
+        let deadline = Instant::now() + options.timeout;
         if matches!(self.document.state.due(), Due::Callback(_)) {
             // The image first, since its callbacks run in it.
             self.install(batch).inspect_err(|_| self.document = before.clone())?;
+            if self.document.state.transition().is_none() {
+                // A patch's init, with which its enabling begins, or its exit.
+                self.run_one_callback(deadline)?;
+                self.close_if_over();
+                self.commit()?;
+            }
             batch = Batch::new(Ground::new(&self.target, self.target.maps()?));
         }
+        if self.document.state.transition().is_none() {
+            self.install(batch).inspect_err(|_| self.document = before.clone())?;
+            return self.trouble.take().map_or(Ok(()), Err);
+        }
+        self.scan_memory = options.scan_memory;
         let standing = self.transition(batch, Instant::now() + options.timeout)?;
         let hindrances = match standing {
             Standing::Complete => return self.trouble.take().map_or(Ok(()), Err),
@@ -278,6 +289,10 @@ impl Session {
                 if before.state.patch_named(name).is_none() {
                     // A load that did not come through leaves no patch behind.
                     self.step(Event::Unload { patch: name.to_owned() })?;
+                    if matches!(self.document.state.due(), Due::Callback(_)) {
+                        self.commit()?;
+                        self.run_callbacks(deadline)?;
+                    }
                     self.forget_what_is_gone();
                     self.commit()?;
                 }
@@ -298,7 +313,7 @@ impl Session {
         plan::check_build_ids(&desc, &objects)?;
         plan::check_ambiguity(patch, &objects)?;
         self.note_objects(&objects)?;
-        if enable && plan::has_callbacks(&desc) {
+        if desc.init || enable && plan::has_callbacks(&desc) {
             self.check_safe_point(Instant::now() + options.timeout)?;
         }
         if enable {
@@ -315,7 +330,8 @@ impl Session {
         if runtime::is_needed(patch) && self.document.runtime.is_none() {
             self.document.runtime = Some(runtime::plan(&objects, &mut batch)?);
         }
-        let image = plan::image(id, patch, &desc, &objects, &self.document, &mut batch)?;
+        let mut image = plan::image(id, patch, &desc, &objects, &self.document, &mut batch)?;
+        params::set_at_load(&self.settings, patch, &mut image, &mut batch)?;
         self.document.images.push(image);
         if plan::has_callbacks(&desc) && self.document.call_area.is_none() {
             let base = batch.ground.take(CALL_AREA_LEN, &[])?.start;

@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use ugraft_core::{Effect, Event, Level};
+use ugraft_image::ParamValue;
 
 /// The longest that the search for a thread which can make mappings may take.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
@@ -50,6 +51,8 @@ pub struct Session {
     pub(crate) scan_memory: bool,
     /// The loader's code that binds calls, for the transition that is being planned.
     pub(crate) resolvers: Vec<Range<RemoteAddr>>,
+    /// Values for the parameters of the patch that is to be loaded: places in its metadata, and values.
+    pub(crate) settings: Vec<(usize, ParamValue)>,
     /// What went wrong in a callback of the request at hand.
     pub(crate) trouble: Option<Error>,
     messages: Vec<(log_ring::Level, String)>,
@@ -87,6 +90,7 @@ impl Session {
             was_entered: false,
             scan_memory,
             resolvers: Vec::new(),
+            settings: Vec::new(),
             trouble: None,
             messages: Vec::new(),
             maps: Some((Instant::now(), maps)),

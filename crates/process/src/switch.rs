@@ -27,7 +27,7 @@
 use crate::arena;
 use crate::batch::{Batch, Ground};
 use crate::census::Census;
-use crate::document::{Arena, ImageObject, Site};
+use crate::document::{Arena, Image, Site};
 use crate::entry::Installed;
 use crate::look::{Looker, install_watch, look_at_memory, side_watch};
 use crate::pending::PendingTable;
@@ -371,7 +371,7 @@ impl Session {
     }
 
     /// What a transition that is over, and settled, needed is nobody's any more.
-    fn close_if_over(&mut self) {
+    pub(crate) fn close_if_over(&mut self) {
         if self.document.state.transition().is_none() {
             self.document.arena = None;
             self.forget_what_is_gone();
@@ -456,6 +456,11 @@ impl Session {
     /// Takes up what an earlier run of the tool left: cancels a transition that had not begun, reads who is pending in one
     /// that had, and carries a force to its end. Whether a transition runs after that is for the caller to see.
     pub(crate) fn resume(&mut self, deadline: Instant) -> Result<()> {
+        if self.document.state.transition().is_none() && self.run_one_callback(deadline)? {
+            // The init of a patch whose enabling may have begun by this, or the exit of one that is gone.
+            self.close_if_over();
+            self.commit()?;
+        }
         let Some(transition) = self.document.state.transition() else {
             if self.document.arena.is_some() {
                 // A force that was recorded and not carried out to its end.
@@ -541,7 +546,7 @@ impl Session {
         let used: Vec<_> = state.steady_all().into_iter().map(|(func, _)| func).collect();
         self.document.sites.retain(|site| used.contains(&site.func));
         let images = &self.document.images;
-        if !images.iter().flat_map(|image| &image.objects).any(ImageObject::has_callbacks) {
+        if !images.iter().any(Image::has_callbacks) {
             self.document.call_area = None;
         }
         if self.document.state.patches().is_empty() {

@@ -28,7 +28,13 @@ extern "C" {
 #define KERN_DEFAULT ""
 #define KERN_CONT KERN_SOH "c"
 
-int ugraft_vprintk(const char *format, va_list args);
+/* Internal. Where the format has the byte 2, the log puts the name: a file's, without directory and ending. */
+int ugraft_vprintk(const char *format, va_list args, const char *name)
+#ifdef UGRAFT_LOG_MAY_BE_MISSING
+	__attribute__((__weak__))
+#endif
+	;
+
 
 static int printk(const char *format, ...) __attribute__((__unused__, __noinline__, __format__(__printf__, 1, 2)));
 static int printk(const char *format, ...)
@@ -37,7 +43,21 @@ static int printk(const char *format, ...)
 	int length;
 
 	va_start(args, format);
-	length = ugraft_vprintk(format, args);
+#ifdef UGRAFT_LOG_MAY_BE_MISSING
+	if (!ugraft_vprintk) {
+		const char *text = format[0] == '\001' && format[1] ? format + 2 : format;
+		const char *slash = strrchr(__BASE_FILE__, '/'), *name = slash ? slash + 1 : __BASE_FILE__;
+
+		if (text[0] == '\002') {
+			fprintf(stderr, "%.*s", (int)strcspn(name, "."), name);
+			text++;
+		}
+		length = vfprintf(stderr, text, args);
+		va_end(args);
+		return length;
+	}
+#endif
+	length = ugraft_vprintk(format, args, __BASE_FILE__);
 	va_end(args);
 	return length;
 }

@@ -12,6 +12,8 @@ pub struct VaList {
 
 /// Bytes of the six integer registers in the register save area.
 const INTEGERS: u32 = 48;
+/// Stands for the name of who writes (`KBUILD_MODNAME` of the headers).
+const NAME: u8 = 2;
 /// The longest string that is read.
 const STRING_MAX: usize = 4096;
 /// Digits of a number in base 8.
@@ -109,17 +111,20 @@ struct Spec {
     bits: u32,
 }
 
-/// Formats `format` with `args` into `text`.
+/// Formats `format` with `args` into `text`; the byte 2 stands for `name`.
 ///
 /// # Safety
 /// `format` must be a string that ends with a zero, and `args` hold what it asks for.
-pub unsafe fn format<const N: usize>(text: &mut Text<N>, format: *const u8, args: &mut VaList) {
+pub unsafe fn format<const N: usize>(text: &mut Text<N>, format: *const u8, args: &mut VaList, name: &[u8]) {
     let mut at = format;
     // SAFETY: within the string, as its end stops it; the arguments are the caller's promise.
     unsafe {
         while *at != 0 {
             if *at != b'%' {
-                text.push(*at);
+                match *at {
+                    NAME => text.add(name),
+                    byte => text.push(byte),
+                }
                 at = at.add(1);
                 continue;
             }

@@ -37,12 +37,13 @@ const INFO: u32 = 6;
 const START_OF_HEADER: u8 = 1;
 const CLOCK_REALTIME: i32 = 0;
 
-/// `int ugraft_vprintk(const char *format, va_list args)`: appends a message to the log. Returns its length.
+/// `int ugraft_vprintk(const char *format, va_list args, const char *name)`: appends a message to the log. Returns its
+/// length. The byte 2 in the format stands for `name`, a file's, without directory and ending.
 ///
 /// # Safety
 /// As printf(3).
 #[cfg_attr(not(test), unsafe(no_mangle))]
-pub unsafe extern "C" fn ugraft_vprintk(mut text: *const u8, args: *mut VaList) -> i32 {
+pub unsafe extern "C" fn ugraft_vprintk(mut text: *const u8, args: *mut VaList, name: *const u8) -> i32 {
     let mut level = DEFAULT_LEVEL;
     let mut message: Text<TEXT_MAX> = Text::new();
     // SAFETY: the caller's promise; a level has two bytes.
@@ -54,7 +55,7 @@ pub unsafe extern "C" fn ugraft_vprintk(mut text: *const u8, args: *mut VaList) 
             };
             text = text.add(2);
         }
-        format(&mut message, text, &mut *args);
+        format(&mut message, text, &mut *args, stem(name));
     }
     message.trim_line_end();
     let bytes = message.as_bytes();
@@ -108,4 +109,28 @@ unsafe fn now(clock: u64) -> u64 {
         return 0;
     }
     seconds.cast_unsigned().wrapping_mul(1_000_000_000).wrapping_add(nanoseconds.cast_unsigned())
+}
+
+/// A file's name without directory and ending.
+///
+/// # Safety
+/// `name` must be null or end with a zero.
+unsafe fn stem<'n>(name: *const u8) -> &'n [u8] {
+    if name.is_null() {
+        return b"";
+    }
+    let (mut start, mut dot, mut at) = (0, None, 0);
+    // SAFETY: the caller's promise; what is taken lies in front of the zero.
+    unsafe {
+        loop {
+            match *name.add(at) {
+                0 => break,
+                b'/' => (start, dot) = (at + 1, None),
+                b'.' if at > start => dot = Some(at),
+                _ => {}
+            }
+            at += 1;
+        }
+        core::slice::from_raw_parts(name.add(start), dot.unwrap_or(at).wrapping_sub(start))
+    }
 }

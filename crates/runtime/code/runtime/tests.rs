@@ -11,7 +11,7 @@ fn formatted(text: &str, words: &[u64]) -> String {
     let mut args = VaList::of_stack(words);
     let mut result: Text<TEXT_MAX> = Text::new();
     // SAFETY: the format ends, and the words are what it asks for.
-    unsafe { format(&mut result, c.as_ptr().cast(), &mut args) };
+    unsafe { format(&mut result, c.as_ptr().cast(), &mut args, b"name") };
     String::from_utf8(result.as_bytes().to_vec()).unwrap()
 }
 
@@ -34,6 +34,7 @@ fn formats_are_printf_s() {
     );
     assert_eq!(formatted("%", &[]), "");
     assert_eq!(formatted("%y", &[]), "%y");
+    assert_eq!(formatted("\u{2}: %d", &[1]), "name: 1");
 }
 
 #[test]
