@@ -7,13 +7,13 @@
 //! and tables, which nobody touches any more. Nothing here touches the target.
 //!
 //! ```text
-//! first mapping:  word (a page) | table 0 | table 1 | a cell per function
-//! other mappings:                                     a cell per function
+//! first mapping:  word (a page) | table 0 | table 1 | gates | a cell per function
+//! other mappings:                                             a cell per function
 //! cell:           stub | thunk
 //! ```
 
 use crate::batch::{Ground, PAGE};
-use crate::document::{Arena, Document};
+use crate::document::{Arena, Document, GATE_LEN};
 use crate::entry::Entry;
 use crate::mapping::{MapRequest, Part, Prot};
 use crate::pending::Capacity;
@@ -62,6 +62,7 @@ pub fn plan(
         arena: Arena {
             word: RemoteAddr(0),
             tables: [RemoteAddr(0); 2],
+            gates: None,
             slots: capacity.slots() as u64,
             mappings: Vec::new(),
             code: Vec::new(),
@@ -75,7 +76,9 @@ pub fn plan(
     };
     for group in neighbourhoods(document, changes)? {
         let first = plan.requests.is_empty();
-        let data_len = if first { PAGE + 2 * table_len } else { 0 };
+        let read_len = PAGE + 2 * table_len;
+        let gates_len = (changes.len() as u64 * GATE_LEN as u64).next_multiple_of(PAGE);
+        let data_len = if first { read_len + gates_len } else { 0 };
         let code_len = ((group.len() * CELL_LEN) as u64).next_multiple_of(PAGE);
         let all = ground.take(data_len + code_len, &reach_of(&group))?;
         let code = all.start.offset(data_len as i64)..all.end;
@@ -84,14 +87,16 @@ pub fn plan(
             plan.arena.word = all.start;
             let table = all.start.offset(PAGE as i64);
             plan.arena.tables = [table, table.offset(table_len as i64)];
-            parts.insert(0, Part { offset: 0, len: data_len, prot: Prot::Read });
+            plan.arena.gates = Some(all.start.offset(read_len as i64));
+            parts.insert(0, Part { offset: 0, len: read_len, prot: Prot::Read });
+            parts.insert(1, Part { offset: read_len, len: gates_len, prot: Prot::ReadWrite });
         }
         let mut cells = vec![0xcc; group.len() * CELL_LEN];
         for (i, (change, entry)) in group.iter().enumerate() {
             let at = code.start.offset((i * CELL_LEN) as i64);
             let cell = &mut cells[i * CELL_LEN..][..CELL_LEN];
-            emit_cell(cell, at, document, change, entry, &plan.arena, capacity, shadow_stack)?;
             plan.arena.stubs.push((change.func.clone(), at));
+            emit_cell(cell, at, document, change, entry, &plan.arena, capacity, shadow_stack)?;
         }
         plan.writes.push((code.start, cells));
         plan.requests.push(MapRequest {
@@ -155,6 +160,7 @@ fn emit_cell(
     let stub = Stub {
         word: arena.word,
         tables: arena.tables,
+        gate: arena.gate(&change.func).unwrap_or(arena.word),
         capacity,
         source: callable(change.source)?,
         goal: callable(change.goal)?,

@@ -338,7 +338,7 @@ impl Session {
     }
 
     /// Tells the unwinder where the images of patches have their tables.
-    fn know_images(&mut self) {
+    pub(crate) fn know_images(&mut self) {
         for image in &self.document.images {
             if let Some((code, tables)) = &image.unwind {
                 self.prover.cfi.register(self.target.memory(), code.clone(), tables.clone());

@@ -18,6 +18,9 @@ use ugraft_image::ParamKind;
 /// Version of the document's written form. A reader refuses a greater one.
 pub const FORMAT: u32 = 1;
 
+/// Bytes from one gate's count to the next.
+pub const GATE_LEN: i64 = 4;
+
 /// All that is known of a target.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -171,6 +174,10 @@ pub struct Arena {
     pub word: RemoteAddr,
     /// The two pending tables.
     pub tables: [RemoteAddr; 2],
+    /// The counts of the gates, of 32 bits each, in the order of `stubs`; `None` in what earlier versions wrote, whose stubs
+    /// have none.
+    #[serde(default)]
+    pub gates: Option<RemoteAddr>,
     /// Slots of each table.
     pub slots: u64,
     /// The mappings that hold all of it.
@@ -197,6 +204,13 @@ impl Arena {
     pub fn capacity(&self) -> Result<Capacity> {
         Capacity::from_slots(self.slots as usize)
             .ok_or_else(|| Error::Damaged(format!("a pending table cannot have {} slots", self.slots)))
+    }
+
+    /// Where the count of the gate of `func` lies.
+    #[must_use]
+    pub fn gate(&self, func: &FuncId) -> Option<RemoteAddr> {
+        let i = self.stubs.iter().position(|(f, _)| f == func)?;
+        Some(self.gates?.offset(i as i64 * GATE_LEN))
     }
 
     /// The stub that serves `func`.

@@ -63,6 +63,7 @@ mod crowd;
 mod describe;
 mod dynamic;
 mod exit_path;
+mod gate;
 mod ifunc;
 mod loader_list;
 mod look;

@@ -2,6 +2,7 @@
 
 use crate::document::Document;
 use crate::entry::Entry;
+use crate::gate::Gates;
 use crate::maps::{Mapping, Maps};
 use crate::scan::{ScanFailure, Thread};
 use crate::stacks::{Blocker, Prover, Reason, Verdict};
@@ -21,18 +22,26 @@ pub(crate) struct Looker<'t> {
     prover: &'t mut Prover,
     maps: Maps,
     fresh: bool,
+    gates: Option<&'t Gates>,
 }
 
 impl<'t> Looker<'t> {
     /// A looker with `maps`, read at some earlier moment.
     pub(crate) fn new(target: &'t Target, prover: &'t mut Prover, maps: Maps) -> Self {
-        Self { target, prover, maps, fresh: false }
+        Self { target, prover, maps, fresh: false, gates: None }
+    }
+
+    /// Takes threads that wait at one of `gates` as what they are, callers.
+    pub(crate) fn with_gates(self, gates: &'t Gates) -> Self {
+        Self { gates: Some(gates), ..self }
     }
 
     /// Whether `thread` is clean of `watch`; the blocker if it is not.
     pub(crate) fn look(&mut self, thread: &StoppedThread, watch: &Watch) -> Result<Option<Blocker>> {
+        let caller = self.gates.and_then(|gates| gates.caller(self.target.memory(), thread.regs(), watch));
+        let regs = caller.as_ref().unwrap_or(thread.regs());
         loop {
-            let facts = Thread { pid: self.target.pid(), tid: thread.tid(), regs: thread.regs() };
+            let facts = Thread { pid: self.target.pid(), tid: thread.tid(), regs };
             match self.prover.prove(self.target.memory(), &self.maps, self.fresh, facts, watch)? {
                 Verdict::Clean { .. } => return Ok(None),
                 Verdict::Blocked(blocker) => return Ok(Some(blocker)),
@@ -133,7 +142,8 @@ pub(crate) fn look_at_memory(
         Err(e) => {
             let tid = Tid(target.pid().0);
             let reason = Reason::Scan(Box::new(e));
-            let blocker = Blocker { tid, reason, range: None, frame: None, backtrace: Vec::new() };
+            let blocker =
+                Blocker { tid, reason, range: None, frame: None, backtrace: Vec::new(), outermost: None };
             return Ok(vec![Hindrance::Blocker(blocker)]);
         }
     };

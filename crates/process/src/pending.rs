@@ -19,7 +19,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub struct Slot {
     /// [`key_of`] the thread's fs base; 0 where the slot was never used, which ends a probe.
     pub key: u64,
-    /// 1 while the thread is pending, 0 once it is struck. Stubs read its lowest byte.
+    /// In its lowest byte 1 while the thread is pending, 0 once it is struck. In the others the stack pointer from which on
+    /// the gate holds it, as it is where it is held; 0 if it does not (see `gate.rs`).
     pub pending: u64,
 }
 
@@ -188,7 +189,7 @@ impl PendingTable {
             return Err(PendingError::Damaged("it is overfull"));
         }
         for (i, slot) in table.slots.iter().enumerate() {
-            if slot.pending > 1 || (slot.key == 0 && slot.pending != 0) {
+            if !matches!(slot.pending as u8, 0 | 1) || (slot.key == 0 && slot.pending != 0) {
                 return Err(PendingError::Damaged("a slot is neither pending nor struck"));
             }
             if slot.key != 0 && table.find(slot.key) != i {
@@ -213,12 +214,12 @@ impl PendingTable {
     /// Whether threads with this fs base are pending: what a stub would find.
     #[must_use]
     pub fn is_pending(&self, fs_base: u64) -> bool {
-        self.slots[self.find(key_of(fs_base))].pending == 1
+        self.slots[self.find(key_of(fs_base))].pending as u8 == 1
     }
 
     /// The keys (see [`key_of`]) that are pending, in no particular order.
     pub fn pending(&self) -> impl Iterator<Item = u64> {
-        self.slots.iter().filter(|slot| slot.pending == 1).map(|slot| slot.key)
+        self.slots.iter().filter(|slot| slot.pending as u8 == 1).map(|slot| slot.key)
     }
 
     /// Offset in bytes, from the table's start, of the byte whose clearing strikes this fs base; `None` where it is not
@@ -227,6 +228,16 @@ impl PendingTable {
     pub fn strike_offset(&self, fs_base: u64) -> Option<usize> {
         let i = self.find(key_of(fs_base));
         (self.slots[i].key != 0).then_some(i * SLOT_SIZE + PENDING_OFFSET)
+    }
+
+    /// What to write, and at what offset in bytes from the table's start, to have the gate hold this fs base from this stack
+    /// pointer on; `None` where it is not listed. Not at once, which does no harm: who reads half of it waits too often or
+    /// not at all.
+    #[must_use]
+    pub fn hold(&self, fs_base: u64, from: u64) -> Option<(usize, [u8; 7])> {
+        let mut bytes = [0; 7];
+        bytes.copy_from_slice(&from.to_le_bytes()[..7]);
+        Some((self.strike_offset(fs_base)? + 1, bytes))
     }
 
     /// Strikes this fs base in the copy; returns the offset at which to store a zero byte in the target.

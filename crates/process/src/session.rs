@@ -4,6 +4,7 @@
 //! `Session::step`, which is the semantics' own step, and becomes the truth by `Session::commit`.
 
 use crate::batch::Batch;
+use crate::census::Census;
 use crate::document::{self, Document};
 use crate::lock::Lock;
 use crate::log_ring::{self, LogRing};
@@ -55,6 +56,8 @@ pub struct Session {
     pub(crate) settings: Vec<(usize, ParamValue)>,
     /// What went wrong in a callback of the request at hand.
     pub(crate) trouble: Option<Error>,
+    /// Who had which key when the transition began.
+    pub(crate) census: Option<Census>,
     messages: Vec<(log_ring::Level, String)>,
     /// See [`Session::recent_maps`].
     pub(crate) maps: Option<(Instant, Maps)>,
@@ -91,6 +94,7 @@ impl Session {
             scan_memory,
             resolvers: Vec::new(),
             settings: Vec::new(),
+            census: None,
             trouble: None,
             messages: Vec::new(),
             maps: Some((Instant::now(), maps)),

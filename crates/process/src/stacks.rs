@@ -54,6 +54,9 @@ pub struct Blocker {
     pub frame: Option<usize>,
     /// Addresses of the frames from the innermost on as far as they could be walked reliably.
     pub backtrace: Vec<RemoteAddr>,
+    /// The word that holds the return address of the outermost activation of a watched range, if all frames up to it, and up
+    /// to the end or [`MAX_BACKTRACE`], are known: an activation begun with the stack pointer there or above is a new one.
+    pub outermost: Option<u64>,
 }
 
 impl Blocker {
@@ -145,6 +148,7 @@ impl Prover {
                     range: None,
                     frame: None,
                     backtrace: vec![RemoteAddr(thread.regs.rip)],
+                    outermost: None,
                 }));
             }
         };
@@ -208,7 +212,16 @@ impl Prover {
                 true => Reason::SignalFrame,
                 false => Reason::RunsIn,
             };
-            return Some(Blocker { tid: thread.tid, reason, range, frame: Some(n), backtrace: backtrace() });
+            let last = walk.frames.iter().rposition(|f| frame_in(memory, watch, f).is_some());
+            let caller = last.and_then(|last| walk.frames.get(last + 1));
+            return Some(Blocker {
+                tid: thread.tid,
+                reason,
+                range,
+                frame: Some(n),
+                backtrace: backtrace(),
+                outermost: caller.map(|caller| caller.sp.wrapping_sub(8)),
+            });
         }
         let hit = scan.hits.iter().filter(|h| !is_of_resolver(watch, h.value)).find(|h| match h.place {
             // Seen by the first frame already.
@@ -231,7 +244,8 @@ impl Prover {
             (Some(_), _) => at_last("a register points into the function".to_owned()),
         };
         let range = hit.and_then(|h| watch.word(h.value).or_else(|| enters(memory, watch, h.value))).cloned();
-        Some(Blocker { tid: thread.tid, reason, range, frame: None, backtrace: backtrace() })
+        let backtrace = backtrace();
+        Some(Blocker { tid: thread.tid, reason, range, frame: None, backtrace, outermost: None })
     }
 }
 

@@ -100,6 +100,7 @@ impl Session {
         }
         let changes = self.document.state.changes();
         let watch = side_watch(&self.document, &self.target.maps()?, &changes, transition.is_reversed())?;
+        self.know_images();
         let deadline = Instant::now() + LOOKS_WITHIN;
         let mut hindrances = Vec::new();
         for tid in self.target.threads()? {

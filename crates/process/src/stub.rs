@@ -5,6 +5,10 @@
 //! this thread's fs base in the pending table that the word names, and go to *goal* where `pending == swapped`, else
 //! to *source*.
 //!
+//! A pending thread may be held up before its side is chosen: while the *gate*, a count that the tool sets, is above 0, and
+//! the stack pointer not below what the thread's slot says, it counts that down and begins anew, so that it is found at a
+//! place where it is in none of the functions (see `gate.rs`). A count that nobody renews runs out.
+//!
 //! What it keeps: every register, every flag and the 128 bytes below the stack pointer. Only r11 and the flags are free at a
 //! function's entry by the ABI, but callers in the same unit may know better (gcc's -fipa-ra), and a function that loops
 //! back to its own entry comes here with anything live, red zone included. So the stub steps over the red zone before
@@ -21,6 +25,7 @@
 use crate::RemoteAddr;
 use crate::pending::{Capacity, HASH_MULTIPLIER, PENDING_OFFSET, SLOT_SIZE};
 use crate::trampoline;
+use std::ops::RangeInclusive;
 
 /// Bit of the transition word: the transition has begun; while clear, everybody runs *source*.
 pub const WORD_BEGUN: u8 = 1;
@@ -30,9 +35,15 @@ pub const WORD_TABLE: u8 = 2;
 pub const WORD_SWAPPED: u8 = 4;
 
 /// No stub is longer, wherever it lies.
-pub const MAX_LEN: usize = 208;
+pub const MAX_LEN: usize = 256;
 /// Stubs begin at multiples of this.
 pub const ALIGN: usize = 16;
+
+/// The first and the last instruction, as offsets from the stub's start, at which a thread may stand that has read nothing yet
+/// that matters to a strike: struck there, it goes to the other side.
+pub const UNDECIDED: RangeInclusive<i64> = 14..=169;
+/// How much lower than at the stub's start the stack pointer is there.
+pub const UNDECIDED_DEPTH: u64 = 128 + 5 * 8;
 
 /// `HWCAP2_FSGSBASE` (arch/x86/include/uapi/asm/hwcap2.h): the kernel lets programs use `rdfsbase`.
 const HWCAP2_FSGSBASE: u64 = 1 << 1;
@@ -50,6 +61,8 @@ pub struct Stub {
     pub word: RemoteAddr,
     /// Where the two pending tables lie.
     pub tables: [RemoteAddr; 2],
+    /// Where the gate's count lies (32 bits, signed; writable by the target).
+    pub gate: RemoteAddr,
     /// How many slots each of the tables has.
     pub capacity: Capacity,
     /// The implementation from before the transition: a thunk, a new function, or whatever is callable.
@@ -71,6 +84,7 @@ impl Stub {
         c.extend([0x50, 0x51, 0x52, 0x56, 0x57]); // push rax; push rcx; push rdx; push rsi; push rdi
         c.push(0x9f); //                             lahf                 ah = SF ZF AF PF CF
         c.extend([0x0f, 0x90, 0xc0]); //             seto al
+        let begin = c.len();
         c.extend([0x48, 0xb9]); //                   mov rcx, word
         c.extend(self.word.0.to_le_bytes());
         c.extend([0x0f, 0xb6, 0x09]); //             movzx ecx, byte [rcx]
@@ -107,6 +121,25 @@ impl Stub {
         c.extend(index_mask);
         c.extend([0xeb, (probe as i64 - c.len() as i64 - 2) as u8]); // jmp probe
         land(&mut c, hit);
+        c.extend([0x48, 0x8b, 0x54, 0x3e, PENDING_OFFSET as u8]); // mov rdx, [rsi+rdi+PENDING_OFFSET]
+        c.extend([0x84, 0xd2]); //                   test dl, dl
+        let struck = short_jump(&mut c, 0x74); //    jz
+        c.extend([0x48, 0xc1, 0xea, 0x08]); //       shr rdx, 8           from where on it is held
+        let free = short_jump(&mut c, 0x74); //      jz
+        c.extend([0x48, 0x39, 0xd4]); //             cmp rsp, rdx
+        let nested = short_jump(&mut c, 0x72); //    jb
+        c.extend([0x48, 0xba]); //                   mov rdx, gate
+        c.extend(self.gate.0.to_le_bytes());
+        c.extend([0x83, 0x3a, 0x00]); //             cmp dword [rdx], 0
+        let open = short_jump(&mut c, 0x7e); //      jle
+        c.extend([0xff, 0x0a]); //                   dec dword [rdx]      a count lost to another thread is no harm
+        c.extend([0xf3, 0x90]); //                   pause
+        c.push(0xe9); //                             jmp begin
+        c.extend((begin as i32 - c.len() as i32 - 4).to_le_bytes());
+        for skipped in [struck, free, nested, open] {
+            land(&mut c, skipped);
+        }
+        assert_eq!(begin as i64..=c.len() as i64, UNDECIDED);
         c.extend([0x32, 0x4c, 0x3e, PENDING_OFFSET as u8]); // xor cl, [rsi+rdi+PENDING_OFFSET]
         land(&mut c, miss);
         c.extend([0xf6, 0xc1, 0x01]); //             test cl, 1           pending != swapped

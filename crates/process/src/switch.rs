@@ -6,7 +6,8 @@
 //!           thread that is not clean is listed as pending, and one store
 //!           of the transition word begins it                             commit
 //! converge  look at each pending thread alone, briefly; strike it from
-//!           the table when its stacks are clean
+//!           the table when its stacks are clean; have threads that come
+//!           by a stub wait there for that, a few milliseconds at a time
 //! finish    one stop: entries lead straight to what they lead to now     commit
 //! ```
 //!
@@ -29,14 +30,16 @@ use crate::batch::{Batch, Ground};
 use crate::census::Census;
 use crate::document::{Arena, Image, Site};
 use crate::entry::Installed;
+use crate::gate::{self, Gates};
 use crate::look::{Looker, install_watch, look_at_memory, side_watch};
 use crate::pending::PendingTable;
 use crate::session::Session;
 use crate::stop::Hindrance;
-use crate::stub::{WORD_BEGUN, WORD_SWAPPED, WORD_TABLE};
-use crate::threads::StoppedProcess;
-use crate::{Error, RemoteAddr, Result};
+use crate::stub::{UNDECIDED_DEPTH, WORD_BEGUN, WORD_SWAPPED, WORD_TABLE};
+use crate::threads::{self, StoppedProcess};
+use crate::{Error, RemoteAddr, Result, Tid};
 use std::collections::BTreeSet;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 use ugraft_core::{Change, Due, Event, Phase, ThreadId};
 
@@ -44,6 +47,14 @@ use ugraft_core::{Change, Due, Event, Phase, ThreadId};
 const BACKOFF_MIN: Duration = Duration::from_millis(1);
 /// The longest pause between looks.
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
+/// The longest that threads are awaited at the gate in one round.
+const GATE_HELD: Duration = Duration::from_millis(20);
+/// How long more of them are awaited after the first has come.
+const GATE_GRACE: Duration = Duration::from_millis(2);
+/// Pause between two looks whether any has come.
+const GATE_PAUSE: Duration = Duration::from_micros(250);
+/// The longest that one round of looks waits for threads to stop.
+const LOOK_WITHIN: Duration = Duration::from_secs(1);
 
 /// How a transition that was carried on stands.
 #[derive(Debug)]
@@ -101,6 +112,7 @@ impl Session {
     /// Begins the transition as soon as no thread is inside the bytes that are overwritten. `Some` with the threads in
     /// the way if that was not to be had before the deadline.
     fn start(&mut self, deadline: Instant) -> Result<Option<Vec<Hindrance>>> {
+        self.know_images();
         let changes = self.document.state.changes();
         let install = install_watch(&self.document, &changes);
         let mut pause = BACKOFF_MIN;
@@ -113,9 +125,11 @@ impl Session {
                     let mut looker = Looker::new(&self.target, &mut self.prover, maps);
                     let mut unclean = BTreeSet::new();
                     let mut obstacles = Vec::new();
+                    let mut holds = Vec::new();
                     for thread in stopped.threads() {
-                        if looker.look(thread, &watch)?.is_some() {
+                        if let Some(blocker) = looker.look(thread, &watch)? {
                             unclean.insert(Census::key(thread));
+                            holds.push((Census::key(thread), blocker.outermost));
                             obstacles.extend(looker.look(thread, &install)?.map(Hindrance::Blocker));
                         }
                     }
@@ -124,7 +138,11 @@ impl Session {
                         unclean.extend(stopped.threads().iter().map(Census::key));
                     }
                     if obstacles.is_empty() {
+                        if !unclean.is_empty() {
+                            self.census = Some(Census::of(&self.target, &stopped)?);
+                        }
                         self.begin(&changes, unclean)?;
+                        self.hold(&holds)?;
                         return self.let_go_begun(stopped).map(|()| None);
                     }
                     self.let_go(stopped)?;
@@ -219,13 +237,22 @@ impl Session {
 
     /// Looks at the pending threads until all have switched or the time is over.
     pub(crate) fn converge(&mut self, deadline: Instant) -> Result<Standing> {
+        self.know_images();
         let changes = self.document.state.changes();
         let mut pause = BACKOFF_MIN;
-        let mut census: Option<Census> = None;
+        let mut census = self.census.take();
+        let mut gates: Option<Gates> = None;
         while let Some(pending) = self.pending() {
             let hindrances = match &mut census {
                 Some(census) if census.is_valid() && !self.scan_memory => {
-                    self.look_at_each(&pending, census, &changes)?
+                    let gates = match &gates {
+                        Some(gates) => gates,
+                        None => gates.insert(self.gates(&changes)?),
+                    };
+                    self.hold_gates(gates, deadline)?;
+                    let looked = self.look_at_each(&pending, census, &changes, gates);
+                    gates.set(self.target.memory(), 0)?;
+                    looked?
                 }
                 _ => {
                     let (taken, hindrances) = self.look_at_all(&pending, &changes, deadline)?;
@@ -233,54 +260,122 @@ impl Session {
                     hindrances
                 }
             };
-            if self.pending().is_none() {
-                break;
-            }
+            let Some(left) = self.pending() else { break };
             if Instant::now() + pause >= deadline {
                 return Ok(Standing::Pending(hindrances));
             }
             std::thread::sleep(pause);
-            pause = (pause * 2).min(BACKOFF_MAX);
+            pause = if left.len() < pending.len() { BACKOFF_MIN } else { (pause * 2).min(BACKOFF_MAX) };
         }
         self.finish(&changes, deadline)?;
         Ok(Standing::Complete)
     }
 
-    /// Looks at the threads that hold pending keys, one alone at a time, and strikes those that are clean.
+    /// The gates of the running transition's stubs.
+    fn gates(&mut self, changes: &[Change]) -> Result<Gates> {
+        let maps = self.target.maps()?;
+        let (memory, pid, side) = (self.target.memory(), self.target.pid(), self.pending_run_goal());
+        Gates::of(memory, &maps, pid, &mut self.prover.cfi, &self.document, changes, side)
+    }
+
+    /// Has pending threads wait at the stubs that they come by, for a short while: until some have come, or [`GATE_HELD`] is
+    /// over. They wait on until they have been looked at and the gates are set to 0, or the counts run out.
+    fn hold_gates(&self, gates: &Gates, deadline: Instant) -> Result<()> {
+        if gates.is_empty() {
+            return Ok(());
+        }
+        let memory = self.target.memory();
+        let until = (Instant::now() + GATE_HELD).min(deadline);
+        gates.set(memory, gate::TURNS)?;
+        let mut came = None;
+        loop {
+            std::thread::sleep(GATE_PAUSE);
+            let now = Instant::now();
+            if came.is_none() && gates.any_came(memory, gate::TURNS)? {
+                came = Some(now);
+            }
+            if now >= until || came.is_some_and(|came| now >= came + GATE_GRACE) {
+                break;
+            }
+        }
+        // Who waits must go on waiting until it is looked at.
+        gates.set(memory, gate::TURNS)
+    }
+
+    /// Has the gates hold threads that begin a new activation with the stack pointer at the address given with their keys, or
+    /// above: what they are in now is over then.
+    fn hold(&self, holds: &[(ThreadId, Option<u64>)]) -> Result<()> {
+        let Some(arena) = self.document.arena.as_ref().filter(|arena| arena.gates.is_some()) else {
+            return Ok(());
+        };
+        if holds.iter().all(|(_, outermost)| outermost.is_none()) {
+            return Ok(());
+        }
+        let (at, table) = self.table(arena, self.word()?)?;
+        for (key, outermost) in holds {
+            if let Some(outermost) = outermost
+                && let Some((offset, bytes)) = table.hold(key.0, outermost.wrapping_sub(UNDECIDED_DEPTH))
+            {
+                self.target.memory().write(at.offset(offset as i64), &bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at the threads that hold pending keys, each stopped alone, and strikes those that are clean.
     fn look_at_each(
         &mut self,
         pending: &BTreeSet<ThreadId>,
         census: &mut Census,
         changes: &[Change],
+        gates: &Gates,
     ) -> Result<Vec<Hindrance>> {
         let maps = self.target.maps()?;
         let watch = &side_watch(&self.document, &maps, changes, self.pending_run_goal())?;
-        let mut hindrances = Vec::new();
+        let mut holders: Vec<(Tid, ThreadId)> = Vec::new();
         for &key in pending {
-            let [tid] = census.holders(key)[..] else {
+            match census.holders(key)[..] {
+                [tid] => holders.push((tid, key)),
                 // Shared or gone: only a stop of all tells.
-                census.invalidate();
-                continue;
-            };
-            let thread = match self.stop_one(tid)? {
-                Err(unstoppable) => {
-                    hindrances.push(unstoppable);
-                    continue;
-                }
-                Ok(None) => {
-                    census.invalidate();
-                    continue;
-                }
-                Ok(Some(thread)) => thread,
-            };
-            let mut looker = Looker::new(&self.target, &mut self.prover, maps.clone());
+                _ => census.invalidate(),
+            }
+        }
+        let tids: Vec<Tid> = holders.iter().map(|(tid, _)| *tid).collect();
+        let (mut hindrances, mut holds) = (Vec::new(), Vec::new());
+        let mut seen = BTreeSet::new();
+        let target = Rc::clone(&self.target);
+        let mut renewed = Instant::now();
+        let late = threads::stop_each(&target, &tids, LOOK_WITHIN, |thread| {
+            seen.insert(thread.tid());
+            let mut looker = Looker::new(&target, &mut self.prover, maps.clone()).with_gates(gates);
+            let key = Census::key(&thread);
             match looker.look(&thread, watch)? {
-                Some(blocker) => hindrances.push(Hindrance::Blocker(blocker)),
+                Some(blocker) => {
+                    holds.push((key, blocker.outermost));
+                    hindrances.push(Hindrance::Blocker(blocker));
+                }
                 // Who was born since the census may share the key. With this thread stopped it has no more children.
-                None if Census::key(&thread) == key && self.holds_alone(key, census)? => self.strike(key)?,
+                None if holders.contains(&(thread.tid(), key)) && self.holds_alone(key, census)? => {
+                    self.strike(key)?;
+                }
                 None => census.invalidate(),
             }
             self.let_go_one(thread)?;
+            // Those who wait at the gates while others wait for their turn to be stopped must go on waiting.
+            if renewed.elapsed() >= GATE_GRACE {
+                renewed = Instant::now();
+                gates.set(target.memory(), gate::TURNS)?;
+            }
+            Ok(())
+        })?;
+        self.hold(&holds)?;
+        for (tid, why) in late {
+            seen.insert(tid);
+            let comm = target.thread_stat(tid)?.map_or_else(|| "?".to_owned(), |stat| stat.comm);
+            hindrances.push(Hindrance::Unstoppable { tid, comm, why });
+        }
+        if tids.iter().any(|tid| !seen.contains(tid)) {
+            census.invalidate();
         }
         Ok(hindrances)
     }
@@ -317,12 +412,15 @@ impl Session {
         let mut looker = Looker::new(&self.target, &mut self.prover, maps);
         let mut hindrances = Vec::new();
         let mut unclean = BTreeSet::new();
+        let mut holds = Vec::new();
         for thread in stopped.threads().iter().filter(|t| pending.contains(&Census::key(t))) {
             if let Some(blocker) = looker.look(thread, watch)? {
                 unclean.insert(Census::key(thread));
+                holds.push((Census::key(thread), blocker.outermost));
                 hindrances.push(Hindrance::Blocker(blocker));
             }
         }
+        self.hold(&holds)?;
         let suspended = self.look_at_memory(&stopped, changes, self.pending_run_goal())?;
         if suspended.is_empty() {
             for key in pending.difference(&unclean) {
@@ -395,6 +493,7 @@ impl Session {
 
     /// Turns the running transition round. Nobody changes sides by this: who had switched is pending now.
     pub(crate) fn turn_round(&mut self, deadline: Instant) -> Result<()> {
+        self.know_images();
         let changes = self.document.state.changes();
         let had_not = self.pending().unwrap_or_default();
         let maps = self.target.maps()?;

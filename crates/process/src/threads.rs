@@ -416,6 +416,73 @@ pub fn stop_one(target: &Target, tid: Tid, within: Duration) -> Result<Option<St
     Ok(thread)
 }
 
+/// Asks threads to stop, all at once, and gives each to `seen` as soon as it has; none waits for another. Those that are
+/// dead, gone, or the kernel's own are left out. Returns the threads that had not stopped after `within`.
+///
+/// On few processors with many busy threads, this takes as long as one thread waits for its turn, and not as many times
+/// that as there are threads.
+///
+/// # Errors
+/// As [`stop_all`], and those of `seen`; the threads are let go.
+pub fn stop_each(
+    target: &Target,
+    tids: &[Tid],
+    within: Duration,
+    mut seen: impl FnMut(StoppedThread) -> Result<()>,
+) -> Result<Vec<(Tid, Unstoppable)>> {
+    let deadline = Instant::now() + within;
+    settle();
+    let _attaching = Attaching::begin();
+    let _urgent = Urgent::begin();
+    let mut late = Vec::new();
+    let mut seized = Seized { pid: target.pid(), tids: Vec::new() };
+    for &tid in tids {
+        match target.thread_stat(tid)? {
+            Some(stat) if stat.is_worker() || stat.is_dead() => {}
+            Some(stat) if stat.state == 'D' => late.push((tid, why_unstoppable(target, tid))),
+            Some(_) => seized.add(target, tid)?,
+            None => {}
+        }
+    }
+    let mut awaited = seized.interrupt();
+    let mut pause = POLL_MIN;
+    while !awaited.is_empty() {
+        let mut progress = false;
+        let mut i = 0;
+        while i < awaited.len() {
+            let Awaited { pid, tid, .. } = awaited[i];
+            // It was not stopped while it waited for its turn.
+            let result = match look(pid, tid, Instant::now()) {
+                Ok(Seen::Running) => {
+                    i += 1;
+                    continue;
+                }
+                Ok(Seen::Stopped(thread)) => seen(*thread),
+                Ok(Seen::Dead | Seen::Unknown) => Ok(()),
+                Err(e) => Err(e),
+            };
+            progress = true;
+            awaited.remove(i);
+            if let Err(e) = result {
+                abandon(awaited);
+                return Err(e);
+            }
+        }
+        if progress {
+            pause = POLL_MIN;
+            continue;
+        }
+        if Instant::now() >= deadline {
+            late.extend(awaited.iter().map(|a| (a.tid, why_unstoppable(target, a.tid))));
+            abandon(awaited);
+            break;
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(POLL_MAX);
+    }
+    Ok(late)
+}
+
 /// Lets threads go that did not stop in time for an earlier stop, and have stopped since. Returns how many have still
 /// not stopped.
 pub fn settle() -> usize {

@@ -25,22 +25,52 @@ const RESOLVER_SLOT: i64 = 16;
 
 /// The range of `watch` that a thread about to execute `pc` will enter without doing anything else before.
 pub(crate) fn enters<'w>(memory: &Memory, watch: &'w Watch, pc: u64) -> Option<&'w WatchRange> {
+    match follow(memory, pc, |at| watch.pc(at).is_some()) {
+        Landing::At(at) => watch.pc(at),
+        Landing::Elsewhere | Landing::Unknown => None,
+    }
+}
+
+/// Where a way by jumps alone ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Landing {
+    /// At a place that was looked for.
+    At(u64),
+    /// At code that does something else.
+    Elsewhere,
+    /// It cannot be told, as where a call is yet to be bound.
+    Unknown,
+}
+
+/// Where a jump to `to` leads, by jumps alone: to a place that `is_wanted`, `to` itself being one perhaps.
+pub(crate) fn landing(memory: &Memory, to: u64, is_wanted: impl Fn(u64) -> bool) -> Landing {
+    if is_wanted(to) { Landing::At(to) } else { follow(memory, to, is_wanted) }
+}
+
+/// Follows the way from the instruction at `pc` until a jump leads to a place that `is_wanted`.
+fn follow(memory: &Memory, pc: u64, is_wanted: impl Fn(u64) -> bool) -> Landing {
     let (mut at, mut chunk) = (pc, Vec::new());
     let mut start = pc;
+    let mut pushed = false;
     for _ in 0..MAX_INSTRUCTIONS {
-        let instruction = decode(memory, at, &mut start, &mut chunk)?;
+        let Some(instruction) = decode(memory, at, &mut start, &mut chunk) else { return Landing::Unknown };
         match instruction.flow_control() {
-            FlowControl::Next if is_harmless(&instruction) => at = instruction.next_ip(),
+            FlowControl::Next if is_harmless(&instruction) => {
+                pushed |= instruction.mnemonic() == Mnemonic::Push;
+                at = instruction.next_ip();
+            }
             FlowControl::UnconditionalBranch | FlowControl::IndirectBranch => {
-                at = target(memory, &instruction)?;
-                if let Some(range) = watch.pc(at) {
-                    return Some(range);
+                let Some(to) = target(memory, &instruction) else { return Landing::Unknown };
+                at = to;
+                if is_wanted(at) {
+                    return Landing::At(at);
                 }
             }
-            _ => return None,
+            _ if pushed => return Landing::Unknown,
+            _ => return Landing::Elsewhere,
         }
     }
-    None
+    Landing::Unknown
 }
 
 /// The instruction at `at`; `chunk` holds what was read from `start` on.

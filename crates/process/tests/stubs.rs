@@ -9,16 +9,17 @@ use std::arch::naked_asm;
 use std::cell::UnsafeCell;
 use std::collections::HashSet;
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
 use std::time::Instant;
 use ugraft_process::RemoteAddr;
 use ugraft_process::pending::{Capacity, HASH_MULTIPLIER, PendingTable, key_of};
-use ugraft_process::stub::{MAX_LEN, Stub, WORD_BEGUN, WORD_SWAPPED, WORD_TABLE};
+use ugraft_process::stub::{MAX_LEN, Stub, UNDECIDED, UNDECIDED_DEPTH, WORD_BEGUN, WORD_SWAPPED, WORD_TABLE};
 use ugraft_process::trampoline;
 
 /// The part of the state area that stubs read, in our own memory.
 struct Area {
     word: AtomicU8,
+    gate: AtomicI32,
     tables: [UnsafeCell<Box<[u8]>>; 2],
 }
 
@@ -28,7 +29,7 @@ unsafe impl Sync for Area {}
 impl Area {
     fn new(capacity: Capacity) -> Self {
         let table = || UnsafeCell::new(vec![0; capacity.bytes()].into_boxed_slice());
-        Self { word: AtomicU8::new(0), tables: [table(), table()] }
+        Self { word: AtomicU8::new(0), gate: AtomicI32::new(0), tables: [table(), table()] }
     }
 
     fn table_addr(&self, i: usize) -> RemoteAddr {
@@ -39,6 +40,11 @@ impl Area {
     fn set_table(&self, i: usize, table: &PendingTable) {
         // SAFETY: See the Sync impl.
         unsafe { (*self.tables[i].get()).copy_from_slice(table.as_bytes()) };
+    }
+
+    fn write(&self, i: usize, offset: usize, bytes: &[u8]) {
+        // SAFETY: See the Sync impl.
+        unsafe { (&mut (*self.tables[i].get()))[offset..offset + bytes.len()].copy_from_slice(bytes) };
     }
 
     /// The one byte that strikes a thread.
@@ -52,6 +58,7 @@ impl Area {
         Stub {
             word: RemoteAddr(self.word.as_ptr() as u64),
             tables: [self.table_addr(0), self.table_addr(1)],
+            gate: RemoteAddr(self.gate.as_ptr() as u64),
             capacity,
             source: end1_addr(),
             goal: end2_addr(),
@@ -155,6 +162,79 @@ fn random_tables_against_a_set() {
     }
 }
 
+/// Who is pending waits at the gate for as many turns as it has, keeps everything, and goes on to the side it was on; nobody
+/// else waits, nor who is pending when the gate is at 0 or below, or who has no place on its stack to be held at, or is below
+/// it.
+#[test]
+fn the_gate_counts_down_for_pending_threads_only() {
+    let capacity = Capacity::from_slots(16).unwrap();
+    let area = Area::new(capacity);
+    let codes = both_places(&area.stub(capacity));
+    let mut random = Random(3);
+    for round in 0..2000 {
+        let turns = random.below(50) as i32 - 5;
+        let (begun, pending, swapped) = (round & 1 != 0, round & 2 != 0, round & 4 != 0);
+        let mut table = PendingTable::build([fs_base(), 4096], capacity).unwrap();
+        if !pending {
+            table.strike(fs_base());
+        }
+        area.set_table(0, &table);
+        let here = &raw const table as u64;
+        let (from, held) =
+            [(0, false), (1, true), (here >> 1, true), (here << 1, false)][random.below(4) as usize];
+        let (offset, bytes) = table.hold(fs_base(), from).unwrap();
+        area.write(0, offset, &bytes);
+        let word = if begun { WORD_BEGUN } else { 0 } | if swapped { WORD_SWAPPED } else { 0 };
+        area.word.store(word, Ordering::SeqCst);
+        for code in &codes {
+            area.gate.store(turns, Ordering::SeqCst);
+            let before = random.cpu();
+            let after = run(code.addr(), &before);
+            assert_eq!(after, before.at_end(model(word, [pending, false])));
+            let left = if begun && pending && held { turns.min(0) } else { turns };
+            assert_eq!(area.gate.load(Ordering::SeqCst), left);
+        }
+    }
+}
+
+/// Who waits at the gate and is struck goes to the goal at once.
+#[test]
+fn a_thread_that_waits_is_struck() {
+    let capacity = Capacity::from_slots(16).unwrap();
+    let area = Area::new(capacity);
+    let code = place(&area.stub(capacity), 0x1_0000_0000);
+    let base = AtomicU64::new(0);
+    let ready = Barrier::new(2);
+    for _ in 0..50 {
+        std::thread::scope(|scope| {
+            let caller = scope.spawn(|| {
+                base.store(fs_base(), Ordering::SeqCst);
+                ready.wait();
+                ready.wait();
+                let cpu = Random(5).cpu();
+                let after = run(code.addr(), &cpu);
+                assert_eq!(after, cpu.at_end(after.end));
+                after.end
+            });
+            ready.wait();
+            let key = base.load(Ordering::SeqCst);
+            let table = PendingTable::build([key], capacity).unwrap();
+            area.set_table(0, &table);
+            let (offset, bytes) = table.hold(key, 1).unwrap();
+            area.write(0, offset, &bytes);
+            area.word.store(WORD_BEGUN, Ordering::SeqCst);
+            // For ever, if nobody strikes it.
+            area.gate.store(i32::MAX, Ordering::SeqCst);
+            ready.wait();
+            while area.gate.load(Ordering::SeqCst) == i32::MAX {
+                std::thread::yield_now();
+            }
+            area.strike(0, table.strike_offset(key).unwrap());
+            assert_eq!(caller.join().unwrap(), 2);
+        });
+    }
+}
+
 /// A transition as a whole, over and over, with threads that keep calling: each is at the source until it is struck and at the
 /// goal from then on; a reverse changes nobody's side but by strikes.
 #[test]
@@ -246,6 +326,7 @@ fn disassembles_to_what_is_documented() {
     let stub = Stub {
         word: RemoteAddr(0x1111_2222_3333_4444),
         tables: [RemoteAddr(0x2222_3333_4444_5550), RemoteAddr(0x3333_4444_5555_6660)],
+        gate: RemoteAddr(0x4444_5555_6666_7770),
         capacity: Capacity::for_threads(1000).unwrap(),
         source: RemoteAddr(0x7000_0000),
         goal: RemoteAddr(0x7fff_0000_0000),
@@ -263,6 +344,15 @@ fn disassembles_to_what_is_documented() {
     assert!(code.windows(8).any(|w| w == stub.goal.0.to_le_bytes()));
     assert_eq!(mnemonics.iter().filter(|m| **m == Mnemonic::Push).count(), 5);
     assert_eq!(mnemonics.iter().filter(|m| **m == Mnemonic::Rdfsbase).count(), 1);
+    // Between the ends of what is undecided nothing moves the stack pointer, and the last of it is what decides.
+    let undecided = instructions.iter().filter(|i| UNDECIDED.contains(&(i.ip() as i64 - 0x40_0000)));
+    assert!(undecided.clone().all(|i| i.stack_pointer_increment() == 0));
+    assert_eq!(undecided.clone().next_back().unwrap().mnemonic(), Mnemonic::Xor);
+    let before = instructions.iter().take_while(|i| (i.ip() as i64) < 0x40_0000 + UNDECIDED.start());
+    let depth: i32 = before
+        .map(|i| i.stack_pointer_increment() - if i.mnemonic() == Mnemonic::Lea { 128 } else { 0 })
+        .sum();
+    assert_eq!(-depth as u64, UNDECIDED_DEPTH);
 }
 
 /// Calls `target`, a function without arguments, `n` times.
