@@ -17,7 +17,7 @@ pub const IN_TRANSITION: i32 = 5;
 /// After this long, stop-everything-and-check is given up.
 const GIVE_UP: Duration = Duration::from_secs(20);
 /// The longest pause between two of its attempts.
-const PAUSE_MAX: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_millis(20);
 
 /// The longest gap of a thread that calls a function in transition, all other threads being pending, while the tool looks
 /// at them time and again.
