@@ -2,7 +2,7 @@
  * The target of the torture: threads that call functions which must agree with one another, at full speed, and log every
  * call to rings in a file that the driver maps too.
  *
- *	target FILE THREADS SPAWNERS FORKS_PER_SECOND SIGNALS_PER_SECOND UNWINDING SEED
+ *	target FILE THREADS SPAWNERS FORKS_PER_SECOND SIGNALS_PER_SECOND UNWINDING LINGERING SEED
  *
  * A *round* is one call into each group. Its record holds the version bits of both, the index of the last configuration that
  * was complete when the round began (lo), and that of the last one that had been started when it ended (hi): between the
@@ -25,6 +25,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #define VERSION 0
@@ -96,7 +97,7 @@ struct worker {
 
 static struct shared *shared;
 static struct worker workers[MAX_WORKERS], forker;
-static int unwinding, threads_wanted;
+static int unwinding, lingering, threads_wanted;
 static __thread struct worker *me;
 
 static uint32_t load(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
@@ -168,10 +169,22 @@ static void pause_for(uint64_t how, uint64_t one_nap_in, int longest)
 }
 
 /* A hook: stays inside the functions. */
-static void linger(struct call *c) { pause_for(c->salt >> 32, 256, 100); }
+static void linger(struct call *c)
+{
+	if (lingering)
+		pause_for(c->salt >> 32, 256, 100);
+}
 
 /* Stays outside them, about twice as long, so that a thread has a chance to be met there. */
-static void rest(struct worker *w) { pause_for(next(&w->random) >> 32, 32, 2000); }
+static void rest(struct worker *w)
+{
+	uint64_t how = next(&w->random) >> 32;
+	if (lingering)
+		pause_for(how, 32, 2000);
+	else
+		for (volatile int i = (int)(how % 400); i > 0; i--)
+			;
+}
 
 /* A hook: forks inside the functions. The child goes back through them. */
 static void fork_here(struct call *c)
@@ -248,10 +261,52 @@ static void go_round(struct worker *w, void (*hook_of_x)(struct call *))
 	log_round(w, lo, load(&w->control->started), mask);
 }
 
+/* The code of transitions: stubs and thunks. Looked up from time to time by the thread that sends the signals. */
+static struct range {
+	uintptr_t start, end;
+} stubs[8];
+
+static struct range range_of(uintptr_t start, uintptr_t end)
+{
+	struct range r = { start, end };
+	return r;
+}
+
+static void find_stubs(void)
+{
+	char line[512];
+	const unsigned all = sizeof stubs / sizeof *stubs;
+	unsigned n = 0;
+	FILE *maps = fopen("/proc/self/maps", "r");
+	while (maps && n < all && fgets(line, sizeof line, maps)) {
+		unsigned long start, end;
+		if (strstr(line, "r-x") && strstr(line, "ugraft:transition") && sscanf(line, "%lx-%lx", &start, &end) == 2)
+			stubs[n++] = range_of(start, end);
+	}
+	while (n < all)
+		stubs[n++] = range_of(0, 0);
+	if (maps)
+		fclose(maps);
+}
+
+/* For how long (us) a thread is to be held at a place where few instructions are spent and much depends on them: the very
+ * entry of a function, or a stub. */
+static long hold_at(uintptr_t pc)
+{
+	static void (*const entries[])(struct call *) = { x_outer, x_leaf, lib_x_leaf, y_outer, y_leaf, lib_y_leaf };
+	for (unsigned i = 0; i < sizeof entries / sizeof *entries; i++)
+		if (pc == (uintptr_t)entries[i])
+			return 5000;
+	for (unsigned i = 0; i < sizeof stubs / sizeof *stubs; i++)
+		if (pc >= stubs[i].start && pc < stubs[i].end)
+			return 10000;
+	return 0;
+}
+
 /* Calls into both groups on the alternate stack. What runs on top of a function of a group must agree with it. */
 static void on_signal(int signal, siginfo_t *info, void *context)
 {
-	(void)signal, (void)info, (void)context;
+	(void)signal, (void)info;
 	struct worker *w = me;
 	int saved = errno;
 	count(&shared->signals);
@@ -278,6 +333,10 @@ static void on_signal(int signal, siginfo_t *info, void *context)
 		if (lane->head - load64(&lane->tail) < RING)
 			publish(lane, &record);
 	}
+	/* Holds the thread where it is seldom met. */
+	long hold = hold_at((uintptr_t)((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP]);
+	if (hold)
+		nap(hold);
 	errno = saved;
 }
 
@@ -416,6 +475,8 @@ static void *storm(void *argument)
 {
 	long per_second = *(long *)argument;
 	for (int i = 0; !load(&shared->control[0].stop); i++) {
+		if (i % 8 == 0)
+			find_stubs();
 		struct worker *w = &workers[i % threads_wanted];
 		if (w->is_ready)
 			pthread_kill(w->thread, SIGUSR1);
@@ -426,7 +487,7 @@ static void *storm(void *argument)
 
 int main(int argc, char **argv)
 {
-	if (argc != 8)
+	if (argc != 9)
 		return 2;
 	int fd = open(argv[1], O_RDWR);
 	threads_wanted = atoi(argv[2]);
@@ -435,7 +496,8 @@ int main(int argc, char **argv)
 	forks_per_second = atol(argv[4]);
 	signals_per_second = atol(argv[5]);
 	unwinding = atoi(argv[6]);
-	uint64_t seed = strtoull(argv[7], NULL, 10);
+	lingering = atoi(argv[7]);
+	uint64_t seed = strtoull(argv[8], NULL, 10);
 	if (threads_wanted < 1 || threads_wanted > MAX_WORKERS || spawners > MAX_SPAWNERS)
 		return 2;
 	if (fd < 0 || ftruncate(fd, sizeof *shared))

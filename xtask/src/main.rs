@@ -1,6 +1,7 @@
 //! The project's own commands: `cargo xtask test` sets a machine up and passes the tests; the longer campaigns
 //! are commands of their own.
 
+mod canaries;
 mod packages;
 mod suites;
 
@@ -51,6 +52,11 @@ enum Task {
         #[arg(long, default_value_t = 1)]
         every: u32,
     },
+    /// Switch seeded faults on, one after another, and see that the tests catch each
+    Canaries {
+        /// This one only
+        name: Option<String>,
+    },
     /// Patch, replace, reverse and cut short at random while a target checks every call for a mix of versions
     Torture {
         /// Go on until so many calls were judged, such as 1e9
@@ -62,7 +68,7 @@ enum Task {
         /// The first episode's seed
         #[arg(long, default_value_t = 1)]
         seed: u64,
-        /// This variant only: plain, tail-calls, threads, forks, signals, longjmp, exceptions, everything
+        /// This variant only: plain, calls, tail-calls, threads, forks, signals, longjmp, exceptions, everything
         #[arg(long)]
         variant: Option<String>,
         /// This number of threads only, 1 to 64
@@ -84,6 +90,7 @@ fn main() -> Result<()> {
         Task::Fuzz { seconds } => fuzz(seconds),
         Task::Truth { points, seed } => truth(points, seed),
         Task::Kill { every } => kill(every),
+        Task::Canaries { name } => canaries::run(name.as_deref()),
         Task::Torture { calls, seconds, seed, variant, threads } => {
             let mut command = cargo();
             command.args(["test", "--package", "ugraft-tests", "--test", "torture"]);

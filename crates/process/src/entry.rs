@@ -17,6 +17,7 @@
 //! which is the thunk of this very function; and the stub keeps all registers, flags and the red zone for it.
 
 use crate::RemoteAddr;
+use crate::canary::canary;
 use crate::function::{self, Branches, Function, Intruder};
 use crate::padding;
 use crate::trampoline;
@@ -448,7 +449,8 @@ impl Entry {
     /// What to write, in this order, to bring the original bytes back.
     #[must_use]
     pub fn restore(&self) -> Vec<Write> {
-        let original = Write::new(self.place, &self.original[..self.overwritten()]);
+        let len = self.overwritten() - usize::from(canary!("restore-too-little"));
+        let original = Write::new(self.place, &self.original[..len]);
         match &self.form {
             Form::Direct => vec![original],
             Form::Springboard { pad, padding } => vec![original, Write::new(*pad, padding)],

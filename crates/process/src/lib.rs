@@ -57,6 +57,7 @@ pub mod trampoline;
 pub mod unwind;
 pub mod watch;
 
+mod canary;
 mod census;
 mod contexts;
 mod crowd;

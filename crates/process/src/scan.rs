@@ -16,6 +16,7 @@
 //!
 //! What this cannot see is listed in docs/stacks.md.
 
+use crate::canary::canary;
 use crate::maps::{Mapping, Maps};
 use crate::memory::Memory;
 use crate::watch::Watch;
@@ -251,6 +252,9 @@ impl Scanner {
         self.stacks(maps, thread, &mut scan)?;
         let mut next = 0;
         while next < scan.stacks.len() {
+            if canary!("one-stack-only") && next == 1 {
+                break;
+            }
             let stack = scan.stacks[next].clone();
             next += 1;
             self.scan_stack(memory, maps, thread, watch, &stack, &mut scan)?;

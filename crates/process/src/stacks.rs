@@ -5,6 +5,7 @@
 //! word that is no frame's return address is dead. Whatever remains blocks, with its reason. "Clean" is never a
 //! guess; docs/stacks.md has the argument and its limits.
 
+use crate::canary::canary;
 use crate::cfi::Cfi;
 use crate::maps::Maps;
 use crate::memory::Memory;
@@ -188,7 +189,7 @@ impl Prover {
                 // Only the backtrace is wanted yet.
                 return frames.len() >= MAX_BACKTRACE;
             }
-            if let [.., inner, frame] = frames
+            if let [.., inner, frame] = &frames[..frames.len() - usize::from(canary!("off-by-a-frame"))]
                 && let Some(range) = frame_in(memory, watch, frame)
                 && (range.part != Part::Resolver || frame.exact || is_binding(maps, range, inner))
             {

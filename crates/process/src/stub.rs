@@ -23,6 +23,7 @@
 //! It needs `rdfsbase` ([`supported`]) and `lahf` in 64-bit mode, which every CPU with `rdfsbase` has.
 
 use crate::RemoteAddr;
+use crate::canary::canary;
 use crate::pending::{Capacity, HASH_MULTIPLIER, PENDING_OFFSET, SLOT_SIZE};
 use crate::trampoline;
 use std::ops::RangeInclusive;
@@ -80,7 +81,8 @@ impl Stub {
         let slot_shift = SLOT_SIZE.trailing_zeros() as u8;
         let mut c = Vec::with_capacity(MAX_LEN);
 
-        c.extend([0x48, 0x8d, 0x64, 0x24, 0x80]); // lea rsp, [rsp-128]   keep the red zone
+        let red_zone = if canary!("clobber-the-red-zone") { 0 } else { 0x80 };
+        c.extend([0x48, 0x8d, 0x64, 0x24, red_zone]); // lea rsp, [rsp-128]   keep the red zone
         c.extend([0x50, 0x51, 0x52, 0x56, 0x57]); // push rax; push rcx; push rdx; push rsi; push rdi
         c.push(0x9f); //                             lahf                 ah = SF ZF AF PF CF
         c.extend([0x0f, 0x90, 0xc0]); //             seto al
@@ -160,7 +162,8 @@ fn leave(c: &mut Vec<u8>, at: RemoteAddr, to: RemoteAddr) {
     c.extend([0x04, 0x7f]); //                                   add al, 127   overflows where al is 1: OF
     c.push(0x9e); //                                             sahf
     c.extend([0x5f, 0x5e, 0x5a, 0x59, 0x58]); //                 pop rdi; pop rsi; pop rdx; pop rcx; pop rax
-    c.extend([0x48, 0x8d, 0xa4, 0x24, 0x80, 0, 0, 0]); //        lea rsp, [rsp+128]
+    let red_zone = if canary!("clobber-the-red-zone") { 0 } else { 0x80 };
+    c.extend([0x48, 0x8d, 0xa4, 0x24, red_zone, 0, 0, 0]); //        lea rsp, [rsp+128]
     trampoline::push(c, at, to);
 }
 

@@ -27,6 +27,7 @@
 
 use crate::arena;
 use crate::batch::{Batch, Ground};
+use crate::canary::canary;
 use crate::census::Census;
 use crate::document::{Arena, Image, Site};
 use crate::entry::Installed;
@@ -127,6 +128,9 @@ impl Session {
                     let mut obstacles = Vec::new();
                     let mut holds = Vec::new();
                     for thread in stopped.threads() {
+                        if canary!("skip-a-thread") && thread.tid().0 % 2 == 1 {
+                            continue;
+                        }
                         if let Some(blocker) = looker.look(thread, &watch)? {
                             unclean.insert(Census::key(thread));
                             holds.push((Census::key(thread), blocker.outermost));
@@ -179,6 +183,9 @@ impl Session {
                 let table = PendingTable::build(unclean.iter().map(|key| key.0), arena.capacity()?)?;
                 self.target.memory().write(arena.tables[0], table.as_bytes())?;
             }
+            if canary!("begin-before-entries") {
+                self.target.memory().write(arena.word, &[WORD_BEGUN])?;
+            }
             for change in changes {
                 self.lead(change, &arena)?;
             }
@@ -210,6 +217,9 @@ impl Session {
     fn lead(&self, change: &Change, arena: &Arena) -> Result<()> {
         let site = self.document.site(&change.func);
         let site = site.ok_or_else(|| Error::Damaged(format!("the function {} has no site", change.func)))?;
+        if canary!("settle-early") {
+            return self.lead_to(site, self.document.landing(&change.func, change.goal)?);
+        }
         self.lead_to(site, Some(arena.stub(&change.func)?))
     }
 
@@ -349,7 +359,7 @@ impl Session {
             seen.insert(thread.tid());
             let mut looker = Looker::new(&target, &mut self.prover, maps.clone()).with_gates(gates);
             let key = Census::key(&thread);
-            match looker.look(&thread, watch)? {
+            match looker.look(&thread, watch)?.filter(|_| !canary!("strike-without-proof")) {
                 Some(blocker) => {
                     holds.push((key, blocker.outermost));
                     hindrances.push(Hindrance::Blocker(blocker));
@@ -373,6 +383,9 @@ impl Session {
             seen.insert(tid);
             let comm = target.thread_stat(tid)?.map_or_else(|| "?".to_owned(), |stat| stat.comm);
             hindrances.push(Hindrance::Unstoppable { tid, comm, why });
+        }
+        for (_, key) in holders.iter().filter(|(tid, _)| canary!("strike-the-dead") && !seen.contains(tid)) {
+            self.strike(*key)?;
         }
         if tids.iter().any(|tid| !seen.contains(tid)) {
             census.invalidate();
@@ -497,7 +510,8 @@ impl Session {
         let changes = self.document.state.changes();
         let had_not = self.pending().unwrap_or_default();
         let maps = self.target.maps()?;
-        let watch = side_watch(&self.document, &maps, &changes, !self.pending_run_goal())?;
+        let side = self.pending_run_goal() == canary!("reverse-asks-for-the-wrong-side");
+        let watch = side_watch(&self.document, &maps, &changes, side)?;
         let stopped = self.stop_all_patiently(deadline)?;
         let mut looker = Looker::new(&self.target, &mut self.prover, maps);
         let mut unclean = BTreeSet::new();
@@ -511,7 +525,8 @@ impl Session {
         }
         if let Some(arena) = &self.document.arena {
             let memory = self.target.memory();
-            let word = self.word()? ^ (WORD_TABLE | WORD_SWAPPED);
+            let swapped = if canary!("reverse-moves-threads") { 0 } else { WORD_SWAPPED };
+            let word = self.word()? ^ (WORD_TABLE | swapped);
             let (at, table) = self.table(arena, word)?;
             memory.write(at, table.renewed(unclean.iter().map(|key| key.0))?.as_bytes())?;
             memory.write(arena.word, &[word])?;

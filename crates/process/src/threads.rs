@@ -18,6 +18,7 @@
 //!
 //! All values belong to the thread that made them, since to the kernel a thread is the tracer.
 
+use crate::canary::canary;
 use crate::interrupted::{ERESTARTNOHAND, needs_hiding};
 use crate::limits::{DEATH_WAIT, GRACE, POLL_MAX, POLL_MIN, STOP_ROUNDS};
 use crate::priority::Urgent;
@@ -361,7 +362,8 @@ pub fn stop_all(target: &Target, within: Duration) -> Result<StoppedProcess> {
         let listed = target.threads()?;
         let held: HashSet<_> = process.threads.iter().map(|t| t.tid).chain(process.workers.clone()).collect();
         let mut all_held = true;
-        for tid in listed.iter().copied().filter(|tid| !held.contains(tid)) {
+        let overlooked = |_: &Tid| canary!("overlook-the-newborn");
+        for tid in listed.iter().copied().filter(|tid| !held.contains(tid) && !overlooked(tid)) {
             all_held = false;
             if !known.insert(tid) {
                 continue;

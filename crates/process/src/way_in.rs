@@ -8,6 +8,7 @@
 //! Where the jump is bound at its first use, the way leads through the loader, whose code is watched as
 //! [`Part::Resolver`](crate::watch::Part::Resolver): see [`resolvers`].
 
+use crate::canary::canary;
 use crate::memory::Memory;
 use crate::objects::Objects;
 use crate::watch::{Watch, WatchRange};
@@ -25,6 +26,9 @@ const RESOLVER_SLOT: i64 = 16;
 
 /// The range of `watch` that a thread about to execute `pc` will enter without doing anything else before.
 pub(crate) fn enters<'w>(memory: &Memory, watch: &'w Watch, pc: u64) -> Option<&'w WatchRange> {
+    if canary!("who-enters-is-outside") {
+        return None;
+    }
     match follow(memory, pc, |at| watch.pc(at).is_some()) {
         Landing::At(at) => watch.pc(at),
         Landing::Elsewhere | Landing::Unknown => None,

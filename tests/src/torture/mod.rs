@@ -18,6 +18,8 @@ use std::time::Duration;
 pub struct Variant {
     /// Its name.
     pub name: &'static str,
+    /// Threads stay a while inside the functions, and outside; else they do nothing but call.
+    pub lingering: bool,
     /// Compiled so that functions may end in jumps to each other.
     pub tail_calls: bool,
     /// Threads that make short-lived threads.
@@ -34,6 +36,7 @@ pub struct Variant {
 
 const PLAIN: Variant = Variant {
     name: "plain",
+    lingering: true,
     tail_calls: false,
     spawners: 0,
     forks: 0,
@@ -43,8 +46,9 @@ const PLAIN: Variant = Variant {
 };
 
 /// All variants.
-pub const VARIANTS: [Variant; 8] = [
+pub const VARIANTS: [Variant; 9] = [
     PLAIN,
+    Variant { name: "calls", lingering: false, tail_calls: true, signals: 1000, ..PLAIN },
     Variant { name: "tail-calls", tail_calls: true, ..PLAIN },
     Variant { name: "threads", spawners: 4, ..PLAIN },
     Variant { name: "forks", forks: 50, ..PLAIN },
@@ -53,6 +57,7 @@ pub const VARIANTS: [Variant; 8] = [
     Variant { name: "exceptions", unwinding: true, exceptions: true, ..PLAIN },
     Variant {
         name: "everything",
+        lingering: true,
         tail_calls: true,
         spawners: 2,
         forks: 50,

@@ -77,12 +77,13 @@ pub fn build(directory: &Path, variant: &Variant) -> Result<()> {
 pub fn start(directory: &Path, episode: &Episode) -> Result<Background> {
     let v = &episode.variant;
     let command = format!(
-        "exec ./target log {} {} {} {} {} {}",
+        "exec ./target log {} {} {} {} {} {} {}",
         episode.threads,
         v.spawners,
         v.forks,
         v.signals,
         u8::from(v.unwinding),
+        u8::from(v.lingering),
         episode.seed
     );
     let mut target = Background::start(children::shell(&command, directory, []))?;
