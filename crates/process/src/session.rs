@@ -72,8 +72,14 @@ impl Session {
     /// [`Error::Busy`] where another tool is at work, and those of [`Target::open`] and [`StateArea::find`].
     pub fn open(pid: Pid) -> Result<Self> {
         let began = Instant::now();
-        let target = Target::open(pid)?;
-        let lock = Lock::take(pid)?;
+        let (target, lock) = match Target::open(pid) {
+            // By another tool at work, which has the lock, or had it a moment ago.
+            Err(Error::AlreadyTraced { .. }) => {
+                let lock = Lock::take(pid)?;
+                (Target::open(pid)?, lock)
+            }
+            target => (target?, Lock::take(pid)?),
+        };
         let maps = target.maps()?;
         let area = StateArea::find(target.memory(), &maps)?;
         let document = match &area {
