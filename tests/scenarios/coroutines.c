@@ -73,15 +73,15 @@ KLP_PATCH(patch);
 //@ clean
 
 // With it the stack blocks.
-//@ $ ugraft load fix.o --pid $PID --scan memory --timeout 300ms
+//@ $ ugraft load fix.o --pid $PID --scan memory --timeout 2s
 //! ugraft: patch 'fix' could not make its transition in the time given and was reversed: no thread: f: suspended stack: the word at 0x[..] points into the function, for [..]
 //= 5
 //@ clean
-//@ $ ugraft load fix.o --pid $PID --scan memory --timeout 300ms --keep --quiet
+//@ $ ugraft load fix.o --pid $PID --scan memory --timeout 2s --keep --quiet
 //! ugraft: patch 'fix' is still in transition: no thread: f: suspended stack: the word at 0x[..] points into the function, for [..]
 //= 5
 // Who waits later remembers how to look.
-//@ $ ugraft wait fix --pid $PID --timeout 200ms --quiet
+//@ $ ugraft wait fix --pid $PID --timeout 1s --quiet
 //! ugraft: patch 'fix' is still in transition: no thread: f: suspended stack: the word at 0x[..] points into the function, for [..]
 //= 5
 //@ say end

@@ -56,7 +56,7 @@ KLP_PATCH(patch);
 //@ start target
 //@ say linger
 //@ expect lingering
-//@ $ ugraft load fix.o --pid $PID --keep --timeout 300ms
+//@ $ ugraft load fix.o --pid $PID --keep --timeout 2s
 //! ugraft: patch 'fix' is still in transition: thread [..] (target): linger (frame [..]): in the function, for [..]
 //= 5
 //@ alive
@@ -88,7 +88,7 @@ KLP_PATCH(patch);
 // The same for disable, which a reverse takes back, and for enable.
 //@ at target say linger
 //@ at target expect lingering anew
-//@ $ ugraft disable fix --pid $target --keep --timeout 300ms
+//@ $ ugraft disable fix --pid $target --keep --timeout 2s
 //! ugraft: patch 'fix' is still in transition: thread [..] (target): linger (frame [..]): in the function, for [..]
 //= 5
 //@ at target say ?
@@ -103,7 +103,7 @@ KLP_PATCH(patch);
 //@ $ ugraft disable fix --pid $target --quiet
 //@ at target say linger
 //@ at target expect lingering
-//@ $ ugraft enable fix --pid $target --keep --timeout 300ms
+//@ $ ugraft enable fix --pid $target --keep --timeout 2s
 //! ugraft: patch 'fix' is still in transition: thread [..] (target): linger (frame [..]): in the function, for [..]
 //= 5
 //@ at target say leave
