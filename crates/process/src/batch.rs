@@ -1,11 +1,12 @@
 //! What is to be mapped and written in the target, collected first and then done at one go.
 
-use crate::mapping::MapRequest;
+use crate::mapping::{MapRequest, Part as MappedPart, Prot};
 use crate::maps::Maps;
 use crate::place::{self, Constraints};
 use crate::target::Target;
 use crate::{Error, Pid, RemoteAddr, Result};
 use std::ops::Range;
+use ugraft_image::{Layout, LinkedImage, Part, SegmentLayout};
 
 /// Bytes of a page on x86-64.
 pub const PAGE: u64 = 4096;
@@ -75,5 +76,22 @@ impl Batch {
     #[must_use]
     pub fn new(ground: Ground) -> Self {
         Self { ground, requests: Vec::new(), writes: Vec::new() }
+    }
+
+    /// Adds an image that is linked for its place: a mapping of the name given, laid out so, with its segments' bytes.
+    pub fn add_image(&mut self, name: String, layout: &Layout, linked: &LinkedImage) {
+        let part =
+            |s: &SegmentLayout| MappedPart { offset: s.offset, len: s.page_size(), prot: prot_of(s.part) };
+        let parts = layout.segments.iter().map(part).collect();
+        self.requests.push(MapRequest { name, addr: linked.base, len: layout.size, parts });
+        self.writes.extend(linked.segments.iter().map(|s| (s.addr, s.bytes.clone())));
+    }
+}
+
+fn prot_of(part: Part) -> Prot {
+    match part {
+        Part::Text => Prot::ReadExec,
+        Part::ReadOnly => Prot::Read,
+        Part::Data => Prot::ReadWrite,
     }
 }

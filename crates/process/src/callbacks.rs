@@ -20,7 +20,6 @@ use crate::remote;
 use crate::safe_point::{SafePoints, Unsafe, is_blocked};
 use crate::scan::Thread;
 use crate::session::{Session, objects_of};
-use crate::target::{Target, read_text, status_field};
 use crate::threads::{Restart, StoppedThread, restart_code, settled_regs, stop_one};
 use crate::unwind;
 use crate::{Error, RemoteAddr, Result, Tid, runtime, seccomp, xstate};
@@ -330,19 +329,10 @@ impl Session {
             |name, number, vital| seccomp::Call { name, number, instruction_pointer: 0, args: [0; 6], vital };
         let calls =
             [call("pselect6", libc::SYS_pselect6, false), call("rt_sigreturn", libc::SYS_rt_sigreturn, true)];
-        match seccomp::suspend(target.pid(), thread.tid(), &calls, || is_filtered(target, thread.tid())) {
+        match seccomp::suspend(target.pid(), thread.tid(), &calls) {
             Ok(()) => Ok(()),
             Err(Error::CannotRun { why, .. }) => Err(NotSafe::Thread(why.to_string())),
             Err(e) => Err(NotSafe::Error(e)),
-        }
-    }
-
-    /// Tells the unwinder where the images of patches have their tables.
-    pub(crate) fn know_images(&mut self) {
-        for image in &self.document.images {
-            if let Some((code, tables)) = &image.unwind {
-                self.prover.cfi.register(self.target.memory(), code.clone(), tables.clone());
-            }
         }
     }
 
@@ -637,13 +627,6 @@ fn restarts_exactly(thread: &StoppedThread) -> bool {
 /// Whether what the callback returns means anything.
 fn may_refuse(callback: CallbackKind) -> bool {
     matches!(callback, CallbackKind::PrePatch | CallbackKind::Init)
-}
-
-/// Whether the thread is under seccomp, in any mode.
-fn is_filtered(target: &Target, tid: Tid) -> Result<bool> {
-    let path = format!("/proc/{}/task/{tid}/status", target.pid());
-    let status = read_text(&path).map_err(|source| Error::Proc { path, source })?;
-    Ok(status_field(&status, "Seccomp").is_some_and(|mode| mode != "0"))
 }
 
 /// Offset of `mod` in `struct klp_object` (sdk/include/ugraft/livepatch.h): behind name, funcs and the callbacks.

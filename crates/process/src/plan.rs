@@ -163,19 +163,7 @@ pub fn image(
     let layout = patch.layout();
     let base = place(patch, &resolver, &jumps, batch)?.start;
     let linked = ugraft_image::link(patch, base, &mut resolver)?;
-    batch.requests.push(MapRequest {
-        name: format!("ugraft:patch:{}", desc.name),
-        addr: base,
-        len: layout.size,
-        parts: layout
-            .segments
-            .iter()
-            .map(|s| MappedPart { offset: s.offset, len: s.page_size(), prot: prot_of(s.part) })
-            .collect(),
-    });
-    for segment in &linked.segments {
-        batch.writes.push((segment.addr, segment.bytes.clone()));
-    }
+    batch.add_image(format!("ugraft:patch:{}", desc.name), layout, &linked);
     let mut image = Image {
         patch: id,
         mappings: vec![base..base.offset(layout.size as i64)],
@@ -331,12 +319,4 @@ fn symbols(linked: &LinkedImage) -> Vec<Symbol> {
         range: s.addr..s.addr.offset(s.size as i64),
     };
     linked.symbols.iter().map(symbol).collect()
-}
-
-pub(crate) fn prot_of(part: Part) -> Prot {
-    match part {
-        Part::Text => Prot::ReadExec,
-        Part::ReadOnly => Prot::Read,
-        Part::Data => Prot::ReadWrite,
-    }
 }

@@ -23,7 +23,7 @@ use crate::limits::{CATCH_WAIT, POLL_MAX, POLL_MIN, PROGRAM_CALLS, PROGRAM_WAIT,
 use crate::maps::Maps;
 use crate::ptrace::{self, Event};
 use crate::seccomp;
-use crate::target::{Target, read_text, status_field};
+use crate::target::Target;
 use crate::threads::{Restart, StoppedProcess, StoppedThread, restart_code, settled_regs, stop_one};
 use crate::{Error, Pid, RemoteAddr, Result, Tid};
 use std::collections::HashMap;
@@ -195,13 +195,6 @@ pub fn suitability(target: &Target, maps: &Maps, thread: &StoppedThread) -> Resu
     }
     // A thread that sleeps loses nothing by it; one that computes loses its turn on the processor.
     Ok(u32::from(!matches!(restart, Some(Restart::Again | Restart::Block))))
-}
-
-/// Whether the thread is under seccomp, in any mode.
-fn is_filtered(target: &Target, tid: Tid) -> Result<bool> {
-    let path = format!("/proc/{}/task/{tid}/status", target.pid());
-    let status = read_text(&path).map_err(|source| Error::Proc { path, source })?;
-    Ok(status_field(&status, "Seccomp").is_some_and(|mode| mode != "0"))
 }
 
 /// Free bytes below the thread's red zone, on a stack that is certainly its own.
@@ -380,7 +373,7 @@ pub fn run_in(
     if stack_room(target, maps, thread)? < image.bytes.len() as u64 + STACK_ROOM / 2 {
         return Err(cannot(Unsuitable::LittleStack(tid)));
     }
-    seccomp::suspend(target.pid(), tid, &image.filtered(&cave, calls), || is_filtered(target, tid))?;
+    seccomp::suspend(target.pid(), tid, &image.filtered(&cave, calls))?;
     // Nothing has been changed up to here, and what follows changes only bytes that nobody looks at, until the
     // thread's registers are set.
     let before = memory.read_vec(image.base, image.bytes.len())?;

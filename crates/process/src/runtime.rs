@@ -6,10 +6,8 @@
 use crate::batch::Batch;
 use crate::document::Document;
 use crate::log_ring::{Level, Record};
-use crate::mapping::{MapRequest, Part as MappedPart};
 use crate::memory::Memory;
 use crate::objects::{Objects, Role};
-use crate::plan::prot_of;
 use crate::scope::Value;
 use crate::{Error, RemoteAddr, Result};
 use serde::{Deserialize, Serialize};
@@ -68,19 +66,7 @@ pub fn plan(objects: &Objects<'_>, batch: &mut Batch) -> Result<Runtime> {
     let layout = file.layout();
     let mapping = batch.ground.take(layout.size, &[])?;
     let linked = ugraft_image::link(&file, mapping.start, &mut Nothing)?;
-    batch.requests.push(MapRequest {
-        name: RUNTIME_NAME.to_owned(),
-        addr: mapping.start,
-        len: layout.size,
-        parts: layout
-            .segments
-            .iter()
-            .map(|s| MappedPart { offset: s.offset, len: s.page_size(), prot: prot_of(s.part) })
-            .collect(),
-    });
-    for segment in &linked.segments {
-        batch.writes.push((segment.addr, segment.bytes.clone()));
-    }
+    batch.add_image(RUNTIME_NAME.to_owned(), layout, &linked);
     let runtime = describe(&linked, mapping)?;
     let clock = clock_gettime(objects).0.to_le_bytes().to_vec();
     batch.writes.push((runtime.log.offset(offset_of!(LogHead, clock) as i64), clock));

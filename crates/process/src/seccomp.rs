@@ -6,6 +6,7 @@
 
 use crate::ptrace::{self, Instruction};
 use crate::remote::Unsuitable;
+use crate::target::{read_text, status_field};
 use crate::{Error, Pid, Result, Tid};
 
 /// What the filters are asked about: `struct seccomp_data` (`include/uapi/linux/seccomp.h`).
@@ -30,16 +31,11 @@ const RET_LOG: u32 = 0x7ffc_0000;
 const RET_ALLOW: u32 = 0x7fff_0000;
 const RET_ACTION: u32 = 0xffff_0000;
 
-/// Suspends the filters of a stopped thread, if that is safe. `filtered` is asked only where they cannot be read.
+/// Suspends the filters of a stopped thread, if that is safe.
 ///
 /// # Errors
 /// [`Error::CannotRun`] if they cannot be suspended, or would kill the target if we died.
-pub(crate) fn suspend(
-    pid: Pid,
-    tid: Tid,
-    calls: &[Call],
-    filtered: impl FnOnce() -> Result<bool>,
-) -> Result<()> {
+pub(crate) fn suspend(pid: Pid, tid: Tid, calls: &[Call]) -> Result<()> {
     let refuse = |why| Err(Error::CannotRun { pid, why });
     for index in 0..FILTERS_MAX {
         match ptrace::seccomp_filter(tid, index) {
@@ -55,14 +51,21 @@ pub(crate) fn suspend(
             }
             // No more of them, or none at all.
             Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => break,
-            Err(_) if !filtered()? => return Ok(()),
+            Err(_) if !is_filtered(pid, tid)? => return Ok(()),
             Err(_) => return refuse(Unsuitable::Seccomp(tid)),
         }
     }
     match ptrace::set_options(tid, ptrace::O_TRACESYSGOOD | ptrace::O_SUSPEND_SECCOMP) {
-        Err(_) if filtered()? => refuse(Unsuitable::Seccomp(tid)),
+        Err(_) if is_filtered(pid, tid)? => refuse(Unsuitable::Seccomp(tid)),
         _ => Ok(()),
     }
+}
+
+/// Whether the thread is under seccomp, in any mode.
+fn is_filtered(pid: Pid, tid: Tid) -> Result<bool> {
+    let path = format!("/proc/{pid}/task/{tid}/status");
+    let status = read_text(&path).map_err(|source| Error::Proc { path, source })?;
+    Ok(status_field(&status, "Seccomp").is_some_and(|mode| mode != "0"))
 }
 
 /// Runs a filter as the kernel does (`Documentation/networking/filter.rst`, `seccomp_check_filter` for the allowed

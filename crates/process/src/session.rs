@@ -132,6 +132,15 @@ impl Session {
         Ok(maps)
     }
 
+    /// Tells the unwinder where the images of patches have their tables.
+    pub(crate) fn know_images(&mut self) {
+        for image in &self.document.images {
+            if let Some((code, tables)) = &image.unwind {
+                self.prover.cfi.register(self.target.memory(), code.clone(), tables.clone());
+            }
+        }
+    }
+
     /// Whether the target has patches.
     ///
     /// # Errors
