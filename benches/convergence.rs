@@ -3,11 +3,11 @@
 use anyhow::{Context, Result, anyhow, ensure};
 use std::time::{Duration, Instant};
 use ugraft_bench::{Spread, Target, Workshop, number};
-use ugraft_process::scan::Thread;
 use ugraft_process::session::objects_among;
+use ugraft_process::stacks::scan::Thread;
+use ugraft_process::stacks::watch::{Part, Watch, WatchRange};
 use ugraft_process::stacks::{Prover, Verdict};
 use ugraft_process::threads::stop_all;
-use ugraft_process::watch::{Part, Watch, WatchRange};
 use ugraft_process::{Pid, RemoteAddr, Target as Process};
 
 /// For how long a transition that cannot end is carried on while gaps are measured.

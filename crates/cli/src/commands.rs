@@ -12,12 +12,12 @@ use serde_json::json;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use ugraft_image::PatchFile;
-use ugraft_process::check;
-use ugraft_process::log_ring::Level;
 use ugraft_process::report::Report;
-use ugraft_process::requests::Options;
+use ugraft_process::report::check;
+use ugraft_process::report::status;
+use ugraft_process::session::requests::Options;
 use ugraft_process::session::{self, Session};
-use ugraft_process::status;
+use ugraft_process::state::log_ring::Level;
 use ugraft_process::{Error, Pid};
 
 /// How long `force` may wait for the one stop it needs.

@@ -1,7 +1,7 @@
 //! Running the callbacks of patches in the target.
 //!
-//! A callback runs on a thread of the target that is at a [safe point](crate::safe_point), from the
-//! [call area](crate::call_area), while all other threads run on. Before the thread is set going, the document says which
+//! A callback runs on a thread of the target that is at a [safe point](crate::callbacks::safe_point), from the
+//! [call area](crate::callbacks::call_area), while all other threads run on. Before the thread is set going, the document says which
 //! call it is and which thread has it; the thread itself notes that it has begun and what came of it. So whichever run of the tool
 //! comes next finds a call that has not begun (and makes it), that is running (and waits for it), or that is done (and
 //! goes on with its result).
@@ -10,19 +10,26 @@
 //! back to where it was. One that takes too long is given up as soon as it is in no function of the C library that
 //! could hold a lock; until then the transition waits for it.
 
-use crate::call_area::{CallArea, Module, Prepared, Progress};
-use crate::document::{Document, RunningCall};
+pub mod call_area;
+pub mod params;
+pub mod runtime;
+pub mod safe_point;
+pub(crate) mod xstate;
+
+use crate::callbacks::call_area::{CallArea, Module, Prepared, Progress};
+use crate::callbacks::safe_point::{SafePoints, Unsafe, is_blocked};
 use crate::limits::{POLL_MAX, POLL_MIN};
-use crate::maps::Maps;
 use crate::objects::Objects;
-use crate::ptrace::{self, Event};
 use crate::remote;
-use crate::safe_point::{SafePoints, Unsafe, is_blocked};
-use crate::scan::Thread;
+use crate::remote::seccomp;
 use crate::session::{Session, objects_of};
+use crate::stacks::scan::Thread;
+use crate::stacks::unwind;
+use crate::state::document::{Document, RunningCall};
+use crate::target::maps::Maps;
+use crate::threads::ptrace::{self, Event};
 use crate::threads::{Restart, StoppedThread, restart_code, settled_regs, stop_one};
-use crate::unwind;
-use crate::{Error, RemoteAddr, Result, Tid, runtime, seccomp, xstate};
+use crate::{Error, RemoteAddr, Result, Tid};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use ugraft_core::{Call, CallbackKind, Due, Event as Step, ObjectPhase};
@@ -50,7 +57,7 @@ const TIMED_OUT: i32 = -libc::ETIMEDOUT;
 const NOBODY: i32 = -libc::EAGAIN;
 
 /// `-ERESTARTNOHAND`; see `interrupted`.
-const MAKE_ANEW: u64 = crate::interrupted::ERESTARTNOHAND;
+const MAKE_ANEW: u64 = crate::threads::interrupted::ERESTARTNOHAND;
 
 /// How a callback failed to return.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -536,7 +543,8 @@ impl Session {
     }
 
     fn name_of_code(&self, addr: RemoteAddr, objects: &Objects<'_>) -> String {
-        crate::describe::symbol(addr, &self.document, Some(objects)).unwrap_or_else(|| addr.to_string())
+        crate::report::describe::symbol(addr, &self.document, Some(objects))
+            .unwrap_or_else(|| addr.to_string())
     }
 }
 
@@ -672,7 +680,7 @@ fn callback_of(document: &Document, call: &Call) -> Result<(RemoteAddr, Option<R
 fn errno_location(objects: &Objects<'_>) -> RemoteAddr {
     const NAME: &str = "__errno_location";
     let exported = objects.scope(&[]).ok().and_then(|scope| scope.resolve(NAME, None).ok());
-    if let Some(crate::scope::Value::Address(addr)) = exported.map(|found| found.value) {
+    if let Some(crate::objects::scope::Value::Address(addr)) = exported.map(|found| found.value) {
         return addr;
     }
     objects.function(None, NAME, 0).map_or(RemoteAddr(0), |function| function.address)

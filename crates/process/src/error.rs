@@ -1,8 +1,8 @@
 //! The crate's error: what went wrong with which target, in words that name the way out.
 
-use crate::entry::EntryRefusal;
-use crate::pending::PendingError;
-use crate::thunk::ThunkError;
+use crate::code::entry::EntryRefusal;
+use crate::code::pending::PendingError;
+use crate::code::thunk::ThunkError;
 use crate::{Pid, RemoteAddr, Tid};
 use std::io;
 
@@ -100,7 +100,7 @@ pub enum Error {
         /// Its name.
         comm: String,
         /// Whether it will pass.
-        why: crate::sharing::Sharing,
+        why: crate::remote::sharing::Sharing,
     },
     /// Memory of the target could not be read or written.
     #[error("cannot {action} {len} bytes at {addr} of process {pid}: {source}")]
@@ -176,7 +176,7 @@ pub enum Error {
     Pending(#[from] PendingError),
     /// An object, function or symbol of the target could not be had.
     #[error(transparent)]
-    Symbol(#[from] crate::symbols::SymbolError),
+    Symbol(#[from] crate::objects::symbols::SymbolError),
     /// The semantics refuse the request (the errno is the refusal's).
     #[error(transparent)]
     Refused(#[from] ugraft_core::Refusal),

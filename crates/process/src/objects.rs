@@ -7,15 +7,30 @@
 //! Nothing here stops the target. While its loader changes the list (`LoaderDebug::consistent` is false), what was
 //! read may be half of a change; whoever needs certainty stops the threads first.
 
-use crate::dynamic::{Dynamic, Rela};
-use crate::elf_file::{ElfFile, ElfHeader, Segment, build_id_of_notes};
-pub use crate::loader_list::LoaderDebug;
-use crate::loader_list::{Reader, broken};
-use crate::maps::{Mapping, Maps};
-use crate::memory::Memory;
-pub use crate::object_file::FileProblem;
-use crate::pages::Pages;
-use crate::symbols::{ObjectSymbols, SymbolError};
+pub mod debug_file;
+pub mod demangle;
+pub(crate) mod dynamic;
+pub mod eh_frame;
+pub mod elf_file;
+pub(crate) mod ifunc;
+pub(crate) mod loader_list;
+pub(crate) mod object_file;
+pub(crate) mod parts;
+pub mod scope;
+pub(crate) mod symbol_error;
+pub(crate) mod symbol_set;
+pub mod symbols;
+pub(crate) mod tls;
+
+use crate::objects::dynamic::{Dynamic, Rela};
+use crate::objects::elf_file::{ElfFile, ElfHeader, Segment, build_id_of_notes};
+pub use crate::objects::loader_list::LoaderDebug;
+use crate::objects::loader_list::{Reader, broken};
+pub use crate::objects::object_file::FileProblem;
+use crate::objects::symbols::{ObjectSymbols, SymbolError};
+use crate::target::maps::{Mapping, Maps};
+use crate::target::memory::Memory;
+use crate::target::pages::Pages;
 use crate::{LinkAddr, RemoteAddr, Result};
 use object::elf;
 use std::ops::Range;

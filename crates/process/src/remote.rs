@@ -1,7 +1,7 @@
 //! Having a stopped thread of the target make system calls for us.
 //!
 //! The calls are written as a small program onto the thread's own stack, below its red zone, together with all its
-//! registers; the [cave](crate::cave) holds the code that works through them. The thread is given registers that make it
+//! registers; the [cave] holds the code that works through them. The thread is given registers that make it
 //! run the program and then take its own registers back, so a tool that is killed at any moment leaves a thread that
 //! finishes and goes on where it was: at its interrupted system call, if it was in one, which it makes again (a call with
 //! a timeout goes on with the rest of it, by restart_syscall(2)).
@@ -18,12 +18,17 @@
 //! A failing call jumps to where its [`OnError`] says, still in the target, so that what a program has begun is also
 //! undone without us.
 
-use crate::cave::Cave;
+pub mod cave;
+pub mod mapping;
+pub mod place;
+pub(crate) mod seccomp;
+pub mod sharing;
+
 use crate::limits::{CATCH_WAIT, POLL_MAX, POLL_MIN, PROGRAM_CALLS, PROGRAM_WAIT, STACK_ROOM};
-use crate::maps::Maps;
-use crate::ptrace::{self, Event};
-use crate::seccomp;
+use crate::remote::cave::Cave;
 use crate::target::Target;
+use crate::target::maps::Maps;
+use crate::threads::ptrace::{self, Event};
 use crate::threads::{Restart, StoppedProcess, StoppedThread, restart_code, settled_regs, stop_one};
 use crate::{Error, Pid, RemoteAddr, Result, Tid};
 use std::collections::HashMap;
@@ -323,7 +328,7 @@ const RED_ZONE: u64 = 128;
 /// Marks a result that no call has given: no system call returns it.
 const NOT_MADE: u64 = 1 << 63;
 const WORD: u64 = 8;
-/// Words of a record; see the [cave](crate::cave).
+/// Words of a record; see the [cave](crate::remote::cave).
 const RECORD_WORDS: u64 = 10;
 const RESULT: u64 = 7;
 /// Number of a record that ends the program.
@@ -363,8 +368,8 @@ pub fn run_in(
     let cannot = |why| Error::CannotRun { pid: target.pid(), why };
     suitability(target, maps, thread)?;
     let memory = target.memory();
-    let cave =
-        Cave::find(memory, maps)?.ok_or_else(|| cannot(Unsuitable::NoCave(crate::cave::code().len())))?;
+    let cave = Cave::find(memory, maps)?
+        .ok_or_else(|| cannot(Unsuitable::NoCave(crate::remote::cave::code().len())))?;
     if cave.range().contains(&thread.pc()) {
         return Err(cannot(Unsuitable::InProgram(tid)));
     }

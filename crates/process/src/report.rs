@@ -1,5 +1,9 @@
 //! What is reported to whoever asked: the same structures for people and for programs.
 
+pub mod check;
+pub(crate) mod describe;
+pub mod status;
+
 use crate::RemoteAddr;
 use serde::Serialize;
 use std::time::Duration;

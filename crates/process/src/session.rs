@@ -3,22 +3,36 @@
 //! It holds the lock, the target's document, and what the work has cost so far. Every change of the state goes through
 //! `Session::step`, which is the semantics' own step, and becomes the truth by `Session::commit`.
 
-use crate::batch::Batch;
-use crate::census::Census;
-use crate::document::{self, Document};
-use crate::lock::Lock;
-use crate::log_ring::{self, LogRing};
-use crate::mapping::{self, MapRequest, Part, Prot};
-use crate::maps::Maps;
+pub mod arena;
+pub mod batch;
+pub(crate) mod census;
+pub(crate) mod look;
+pub mod plan;
+pub mod requests;
+pub mod resolve;
+pub mod site;
+pub mod stop;
+pub mod sweep;
+pub mod switch;
+
+use crate::code::entry;
 use crate::objects::Objects;
-use crate::priority::Prompt;
 use crate::remote;
+use crate::remote::mapping::{self, MapRequest, Part, Prot};
 use crate::report::Cost;
+use crate::session::batch::Batch;
+use crate::session::census::Census;
 use crate::stacks::Prover;
-use crate::state_area::{AREA_LEN, AREA_NAME, StateArea};
+use crate::state::document::{self, Document};
+use crate::state::log_ring::{self, LogRing};
+use crate::state::state_area::{AREA_LEN, AREA_NAME, StateArea};
 use crate::target::Target;
+use crate::target::lock::Lock;
+use crate::target::maps::Maps;
+use crate::threads::crowd;
+use crate::threads::priority::Prompt;
 use crate::threads::{self, StoppedThread};
-use crate::{Error, Pid, RemoteAddr, Result, crowd, entry};
+use crate::{Error, Pid, RemoteAddr, Result};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -158,7 +172,7 @@ impl Session {
     }
 
     /// Takes the state over an event, in memory. The effects that matter here are messages: what is to be written in
-    /// the target, and which callback is due, follows from the state (see [`crate::switch`], [`crate::callbacks`]).
+    /// the target, and which callback is due, follows from the state (see [`crate::session::switch`], [`crate::callbacks`]).
     pub(crate) fn step(&mut self, event: Event) -> Result<()> {
         let (state, effects) = ugraft_core::step(&self.document.state, event)?;
         self.document.state = state;

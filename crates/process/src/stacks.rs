@@ -1,18 +1,28 @@
 //! The proof that a stopped thread's stacks hold no activation of given functions.
 //!
-//! First the word scan ([`crate::scan`]): nothing found is a proof. Where it finds words, they may be stale, and the
-//! strict unwind ([`crate::unwind`]) decides about those that lie within frames it has reliably walked: there, a
+//! First the word scan ([`crate::stacks::scan`]): nothing found is a proof. Where it finds words, they may be stale, and the
+//! strict unwind ([`crate::stacks::unwind`]) decides about those that lie within frames it has reliably walked: there, a
 //! word that is no frame's return address is dead. Whatever remains blocks, with its reason. "Clean" is never a
 //! guess; docs/stacks.md has the argument and its limits.
 
+pub mod cfi;
+pub(crate) mod contexts;
+pub(crate) mod exit_path;
+pub mod rules;
+pub mod scan;
+pub mod suspended;
+pub mod unwind;
+pub mod watch;
+pub(crate) mod way_in;
+
 use crate::canary::canary;
-use crate::cfi::Cfi;
-use crate::maps::Maps;
-use crate::memory::Memory;
-use crate::scan::{Hit, MAX_HITS, Place, Scan, ScanFailure, Scanner, Thread};
-use crate::unwind::{End, Frame, Unwinder, follows_call};
-use crate::watch::{Part, Watch, WatchRange};
-use crate::way_in::enters;
+use crate::stacks::cfi::Cfi;
+use crate::stacks::scan::{Hit, MAX_HITS, Place, Scan, ScanFailure, Scanner, Thread};
+use crate::stacks::unwind::{End, Frame, Unwinder, follows_call};
+use crate::stacks::watch::{Part, Watch, WatchRange};
+use crate::stacks::way_in::enters;
+use crate::target::maps::Maps;
+use crate::target::memory::Memory;
 use crate::{RemoteAddr, Result, Tid};
 
 /// How a thread was proved clean.

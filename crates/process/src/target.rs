@@ -3,10 +3,17 @@
 //! A target is opened without stopping or tracing anything. Its identity is the process id, the start time, and the
 //! place of its program in memory, so that neither a reused id nor an `exec` is mistaken for it.
 
-use crate::maps::Maps;
-use crate::memory::Memory;
-use crate::stat::{ThreadStat, gone};
-use crate::{Error, Pid, RemoteAddr, Result, Tid, stub};
+pub mod lock;
+pub mod maps;
+pub mod memory;
+pub(crate) mod pages;
+pub mod stat;
+
+use crate::code::stub;
+use crate::target::maps::Maps;
+use crate::target::memory::Memory;
+use crate::target::stat::{ThreadStat, gone};
+use crate::{Error, Pid, RemoteAddr, Result, Tid};
 use rustix::fs::{Mode, OFlags, RawDir};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};

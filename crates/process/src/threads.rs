@@ -8,7 +8,7 @@
 //!   at the entry of its handler, because the kernel looks for our trap before it takes the next signal (`get_signal` in
 //!   `kernel/signal.c`). So none is lost, repeated, or overtaken by another.
 //! - **Job control.** A process that is stopped by SIGSTOP and the like goes back to that state when it is let go.
-//! - **Blocked calls** are restarted; see [`interrupted`](crate::interrupted) for those that need help.
+//! - **Blocked calls** are restarted; see [`interrupted`] for those that need help.
 //! - **Death and exec.** A dead thread is reaped, the first thread of the process last, which the kernel requires; every
 //!   wait looks at all the threads that are still awaited, since one may be waiting for another to be reaped.
 //! - **A thread that does not stop** (it waits uninterruptibly, or for its vfork child) makes the whole stop fail within
@@ -18,14 +18,20 @@
 //!
 //! All values belong to the thread that made them, since to the kernel a thread is the tracer.
 
+pub(crate) mod crowd;
+pub mod interrupted;
+pub mod priority;
+pub(crate) mod ptrace;
+pub(crate) mod rescue;
+
 use crate::canary::canary;
-use crate::interrupted::{ERESTARTNOHAND, needs_hiding};
 use crate::limits::{DEATH_WAIT, GRACE, POLL_MAX, POLL_MIN, STOP_ROUNDS};
-use crate::priority::Urgent;
-use crate::ptrace::{self, Event};
-use crate::rescue::{self, Attaching};
-use crate::stat::ThreadStat;
+use crate::target::stat::ThreadStat;
 use crate::target::{Target, permission_advice, tracer_of};
+use crate::threads::interrupted::{ERESTARTNOHAND, needs_hiding};
+use crate::threads::priority::Urgent;
+use crate::threads::ptrace::Event;
+use crate::threads::rescue::Attaching;
 use crate::{Error, Pid, RemoteAddr, Result, Tid};
 use std::cell::RefCell;
 use std::collections::{HashSet, VecDeque};

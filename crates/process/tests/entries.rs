@@ -3,9 +3,9 @@
 use proptest::prelude::*;
 use std::ops::Range;
 use ugraft_process::RemoteAddr;
-use ugraft_process::entry::{Entry, EntryRefusal, ForeignKind, Installed, OutOfReach};
-use ugraft_process::function::{Function, Text};
-use ugraft_process::thunk::{self, ThunkError};
+use ugraft_process::code::entry::{Entry, EntryRefusal, ForeignKind, Installed, OutOfReach};
+use ugraft_process::code::function::{Function, Text};
+use ugraft_process::code::thunk::{self, ThunkError};
 
 const START: RemoteAddr = RemoteAddr(0x40_1000);
 
@@ -261,7 +261,7 @@ proptest! {
         };
         let Ok(entry) = Entry::analyze(&f) else { return Ok(()) };
         let mut memory = bytes.clone();
-        let mut apply = |writes: Vec<ugraft_process::entry::Write>| {
+        let mut apply = |writes: Vec<ugraft_process::code::entry::Write>| {
             for write in writes {
                 let from = write.addr.distance_from(addr) as usize;
                 memory[from..from + write.bytes.len()].copy_from_slice(&write.bytes);

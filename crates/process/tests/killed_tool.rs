@@ -10,11 +10,12 @@ use fixture::{Running, descriptors, eventually, states, status_lines};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-use ugraft_process::mapping::{MapRequest, Part, Prot, map, unmap};
-use ugraft_process::maps::{Mapping, Maps};
-use ugraft_process::place::{Constraints, place};
+use ugraft_process::remote::cave;
+use ugraft_process::remote::mapping::{MapRequest, Part, Prot, map, unmap};
+use ugraft_process::remote::place::{Constraints, place};
+use ugraft_process::target::maps::{Mapping, Maps};
 use ugraft_process::threads::{stop_all, stop_one};
-use ugraft_process::{Pid, Target, Tid, cave, remote};
+use ugraft_process::{Pid, Target, Tid, remote};
 
 const WITHIN: Duration = Duration::from_secs(10);
 const LEN: u64 = 0x3000;

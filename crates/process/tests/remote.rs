@@ -5,10 +5,10 @@ mod fixture;
 use fixture::{Running, descriptors, eventually, states, status_lines};
 use std::process::Command;
 use std::time::Duration;
-use ugraft_process::mapping::{MapRequest, Part, Prot, map, unmap};
-use ugraft_process::place::{Constraints, place};
+use ugraft_process::remote::mapping::{MapRequest, Part, Prot, map, unmap};
+use ugraft_process::remote::place::{Constraints, place};
+use ugraft_process::remote::sharing::{Sharing, check_not_shared};
 use ugraft_process::remote::{self, Arg, Syscall, Unsuitable};
-use ugraft_process::sharing::{Sharing, check_not_shared};
 use ugraft_process::threads::{StoppedThread, stop_all, stop_one};
 use ugraft_process::{Error, RemoteAddr, Target};
 

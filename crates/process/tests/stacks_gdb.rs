@@ -12,10 +12,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use support::{Stop, exists, maps, regs, wait_for};
-use ugraft_process::cfi::Cfi;
-use ugraft_process::memory::Memory;
-use ugraft_process::scan::Thread;
-use ugraft_process::unwind::{self, End, Walk};
+use ugraft_process::stacks::cfi::Cfi;
+use ugraft_process::stacks::scan::Thread;
+use ugraft_process::stacks::unwind::{self, End, Walk};
+use ugraft_process::target::memory::Memory;
 use ugraft_process::{Pid, Tid};
 
 /// A program, killed and reaped when dropped.

@@ -5,10 +5,10 @@ mod support;
 
 use std::path::{Path, PathBuf};
 use support::{Stop, Traced, build, first_trap, maps, regs};
-use ugraft_process::scan::Thread;
+use ugraft_process::stacks::scan::Thread;
+use ugraft_process::stacks::suspended::{own_stack, pointer_guard, scan_memory};
+use ugraft_process::stacks::watch::Watch;
 use ugraft_process::stacks::{Blocker, How, Prover, Reason, Verdict};
-use ugraft_process::suspended::{own_stack, pointer_guard, scan_memory};
-use ugraft_process::watch::Watch;
 use ugraft_process::{Pid, Tid};
 
 fn program(dir: &Path) -> PathBuf {

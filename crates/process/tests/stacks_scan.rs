@@ -8,7 +8,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use support::{Traced, build, first_trap, functions, maps, regs};
-use ugraft_process::scan::{Place, Scan, ScanFailure, Scanner, StackKind, Thread};
+use ugraft_process::stacks::scan::{Place, Scan, ScanFailure, Scanner, StackKind, Thread};
 use ugraft_process::{Pid, Tid};
 
 fn program(dir: &Path) -> PathBuf {

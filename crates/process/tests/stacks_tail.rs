@@ -8,8 +8,8 @@ mod support;
 use std::path::{Path, PathBuf};
 use support::{Stop, Traced, build, functions};
 use ugraft_process::objects::Objects;
+use ugraft_process::stacks::watch::{Part, Watch, WatchRange};
 use ugraft_process::stacks::{Prover, Verdict};
-use ugraft_process::watch::{Part, Watch, WatchRange};
 use ugraft_process::{RemoteAddr, resolvers};
 
 fn program(dir: &Path, flags: &[&str]) -> PathBuf {

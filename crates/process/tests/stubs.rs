@@ -12,9 +12,11 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
 use std::time::Instant;
 use ugraft_process::RemoteAddr;
-use ugraft_process::pending::{Capacity, HASH_MULTIPLIER, PendingTable, key_of};
-use ugraft_process::stub::{MAX_LEN, Stub, UNDECIDED, UNDECIDED_DEPTH, WORD_BEGUN, WORD_SWAPPED, WORD_TABLE};
-use ugraft_process::trampoline;
+use ugraft_process::code::pending::{Capacity, HASH_MULTIPLIER, PendingTable, key_of};
+use ugraft_process::code::stub::{
+    MAX_LEN, Stub, UNDECIDED, UNDECIDED_DEPTH, WORD_BEGUN, WORD_SWAPPED, WORD_TABLE,
+};
+use ugraft_process::code::trampoline;
 
 /// The part of the state area that stubs read, in our own memory.
 struct Area {

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use ugraft_process::RemoteAddr;
-use ugraft_process::entry::Entry;
-use ugraft_process::function::{Branches, Function, Text};
-use ugraft_process::thunk;
+use ugraft_process::code::entry::Entry;
+use ugraft_process::code::function::{Branches, Function, Text};
+use ugraft_process::code::thunk;
 
 /// What is looked at, where it is installed.
 const FILES: [&str; 8] = [

@@ -6,8 +6,8 @@ use std::process::Command;
 use symbols_support::{Running, TELL, Workshop};
 use ugraft_process::Error;
 use ugraft_process::objects::Role;
-use ugraft_process::scope::Value;
-use ugraft_process::symbols::{SizeFrom, SymbolError};
+use ugraft_process::objects::scope::Value;
+use ugraft_process::objects::symbols::{SizeFrom, SymbolError};
 
 const TWO_FILES: [&str; 2] = [
     r#"
@@ -414,7 +414,7 @@ int main(int c, char **v)
     let objects = p.objects();
     let main = objects.main();
     let f = main.function_at(p.truth("table")).unwrap().unwrap();
-    let covers = |p: &ugraft_process::symbols::Part| {
+    let covers = |p: &ugraft_process::objects::symbols::Part| {
         main.to_link(p.range.start) <= start && end <= main.to_link(p.range.end)
     };
     assert!(f.cold.iter().any(covers), "{start}..{end} {f:?}");

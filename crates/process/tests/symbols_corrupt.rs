@@ -5,9 +5,9 @@ mod symbols_support;
 use std::path::Path;
 use std::process::Command;
 use symbols_support::{Running, TELL, Workshop};
-use ugraft_process::elf_file::ElfFile;
-use ugraft_process::maps::Maps;
 use ugraft_process::objects::Objects;
+use ugraft_process::objects::elf_file::ElfFile;
+use ugraft_process::target::maps::Maps;
 use ugraft_process::{FileOffset, LinkAddr, RemoteAddr};
 
 /// Numbers that look random and are the same in every run (splitmix64).

@@ -5,9 +5,9 @@ mod symbols_support;
 use std::process::Command;
 use symbols_support::{Running, TELL, Workshop};
 use ugraft_process::Error;
-use ugraft_process::debug_file::SymbolSource;
 use ugraft_process::objects::FileProblem;
-use ugraft_process::symbols::SymbolError;
+use ugraft_process::objects::debug_file::SymbolSource;
+use ugraft_process::objects::symbols::SymbolError;
 
 const PROGRAM: &str = r#"
 #include "tell.h"

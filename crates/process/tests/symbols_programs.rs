@@ -7,8 +7,8 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use symbols_support::{Running, Workshop};
 use ugraft_process::RemoteAddr;
+use ugraft_process::objects::scope::Value;
 use ugraft_process::objects::{Object, Role};
-use ugraft_process::scope::Value;
 
 /// Whether a program is installed here.
 fn installed(program: &str) -> bool {

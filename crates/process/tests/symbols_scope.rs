@@ -5,8 +5,8 @@ mod symbols_support;
 use std::process::Command;
 use symbols_support::{Running, TELL, Workshop};
 use ugraft_process::objects::Objects;
-use ugraft_process::scope::Value;
-use ugraft_process::symbols::SymbolError;
+use ugraft_process::objects::scope::Value;
+use ugraft_process::objects::symbols::SymbolError;
 use ugraft_process::{Error, RemoteAddr};
 
 fn resolved(objects: &Objects<'_>, also: &[&str], name: &str, version: Option<&str>) -> RemoteAddr {

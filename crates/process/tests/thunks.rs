@@ -10,9 +10,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use ugraft_process::RemoteAddr;
-use ugraft_process::entry::{Entry, EntryRefusal, Installed, Write};
-use ugraft_process::function::{Function, NEARBY, Text};
-use ugraft_process::{thunk, trampoline};
+use ugraft_process::code::entry::{Entry, EntryRefusal, Installed, Write};
+use ugraft_process::code::function::{Function, NEARBY, Text};
+use ugraft_process::code::thunk;
+use ugraft_process::code::trampoline;
 
 fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/code").join(name)

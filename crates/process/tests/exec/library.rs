@@ -6,8 +6,8 @@ use std::ffi::{CString, c_void};
 use std::fs::File;
 use std::path::Path;
 use std::process::Command;
-use ugraft_process::function::Text;
-use ugraft_process::memory::Memory;
+use ugraft_process::code::function::Text;
+use ugraft_process::target::memory::Memory;
 use ugraft_process::{Pid, RemoteAddr};
 
 /// A function symbol, at its address in this process.

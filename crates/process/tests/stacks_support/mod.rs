@@ -7,10 +7,10 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use ugraft_process::maps::Maps;
-use ugraft_process::memory::Memory;
-use ugraft_process::scan::Thread;
-use ugraft_process::watch::{Part, Watch, WatchRange};
+use ugraft_process::stacks::scan::Thread;
+use ugraft_process::stacks::watch::{Part, Watch, WatchRange};
+use ugraft_process::target::maps::Maps;
+use ugraft_process::target::memory::Memory;
 use ugraft_process::{Pid, RemoteAddr, Tid};
 
 /// Compiles sources of `tests/programs/` into `dir` with `cc` and its arguments; returns the program.

@@ -18,12 +18,12 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use support::{Stop, Traced, build, functions};
 use ugraft_process::RemoteAddr;
-use ugraft_process::cfi::Cfi;
-use ugraft_process::maps::Maps;
-use ugraft_process::scan::{Place, Scanner};
+use ugraft_process::stacks::cfi::Cfi;
+use ugraft_process::stacks::scan::{Place, Scanner};
+use ugraft_process::stacks::unwind::{self, End};
+use ugraft_process::stacks::watch::{Part, Watch, WatchRange};
 use ugraft_process::stacks::{How, Prover, Verdict};
-use ugraft_process::unwind::{self, End};
-use ugraft_process::watch::{Part, Watch, WatchRange};
+use ugraft_process::target::maps::Maps;
 
 /// What was seen while one program ran.
 #[derive(Debug, Default)]
@@ -205,7 +205,7 @@ impl Truth {
                 .contains(&self.functions[i - 1].function.as_str())
     }
 
-    fn look(&mut self, memory: &ugraft_process::memory::Memory, regs: &libc::user_regs_struct) {
+    fn look(&mut self, memory: &ugraft_process::target::memory::Memory, regs: &libc::user_regs_struct) {
         self.tally.points += 1;
         let thread = self.target.thread(regs);
         let scan = self.scanner.scan(memory, &self.maps, thread, &self.code).unwrap();
@@ -276,10 +276,10 @@ impl Truth {
     /// Asks the prover about a function that some word points into, live or stale.
     fn ask(
         &mut self,
-        memory: &ugraft_process::memory::Memory,
+        memory: &ugraft_process::target::memory::Memory,
         regs: &libc::user_regs_struct,
         expected: &[(u64, bool, Option<u64>)],
-        scan: &ugraft_process::scan::Scan,
+        scan: &ugraft_process::stacks::scan::Scan,
     ) {
         let candidates: Vec<_> = scan
             .hits

@@ -4,8 +4,8 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use ugraft_process::RemoteAddr;
-use ugraft_process::maps::Maps;
-use ugraft_process::memory::Memory;
+use ugraft_process::target::maps::Maps;
+use ugraft_process::target::memory::Memory;
 
 /// Something on a stack that control will come back to.
 #[derive(Clone, Debug, PartialEq, Eq)]

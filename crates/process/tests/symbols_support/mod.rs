@@ -6,9 +6,9 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use ugraft_process::maps::Maps;
-use ugraft_process::memory::Memory;
 use ugraft_process::objects::Objects;
+use ugraft_process::target::maps::Maps;
+use ugraft_process::target::memory::Memory;
 use ugraft_process::{Pid, RemoteAddr};
 
 /// A directory of sources and what was built from them; gone when dropped.

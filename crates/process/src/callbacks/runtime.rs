@@ -1,0 +1,160 @@
+//! The runtime in a target: linked there when the first patch needs it, gone with the last patch.
+//!
+//! It is an object file that the tool carries (see `ugraft-runtime`), placed and linked like a patch. Patches reach its functions
+//! by their names, before those of the target.
+
+use crate::objects::scope::Value;
+use crate::objects::{Objects, Role};
+use crate::session::batch::Batch;
+use crate::state::document::Document;
+use crate::state::log_ring::{Level, Record};
+use crate::target::memory::Memory;
+use crate::{Error, RemoteAddr, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::mem::{offset_of, size_of};
+use std::ops::Range;
+use ugraft_core::{Life, PatchId};
+use ugraft_image::{Import, KlpSymbol, LinkedImage, PatchFile, Resolution, Resolve};
+use ugraft_runtime::layout::{LOG_MAGIC, LOG_SLOTS, LogHead, LogSlot, PATCHES_MAX, Patches, TEXT_MAX};
+
+/// Name of the memfd behind it.
+pub const RUNTIME_NAME: &str = "ugraft:runtime";
+
+/// The runtime as it lies in a target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Runtime {
+    /// The mapping that holds it.
+    pub mapping: Range<RemoteAddr>,
+    /// Its functions, by name.
+    pub functions: BTreeMap<String, RemoteAddr>,
+    /// Its log.
+    pub log: RemoteAddr,
+    /// Its table of patches.
+    pub patches: RemoteAddr,
+}
+
+/// Whether a patch calls the runtime.
+#[must_use]
+pub fn is_needed(patch: &PatchFile) -> bool {
+    patch.imports().iter().any(|import| import.klp.is_none() && is_function(&import.name))
+}
+
+fn is_function(name: &str) -> bool {
+    ugraft_runtime::FUNCTIONS.contains(&name)
+}
+
+/// Nobody's symbols: the runtime needs none.
+struct Nothing;
+
+impl Resolve for Nothing {
+    fn symbol(&mut self, _: &Import) -> Resolution {
+        Resolution::NotFound
+    }
+
+    fn klp_symbol(&mut self, _: &KlpSymbol, _: &Import) -> Resolution {
+        Resolution::NotFound
+    }
+}
+
+/// Links the runtime for a free place, and adds what is to be mapped and written to `batch`.
+///
+/// # Errors
+/// [`Error::NoPlace`]; others cannot be, since the object is the tool's own.
+pub fn plan(objects: &Objects<'_>, batch: &mut Batch) -> Result<Runtime> {
+    let file = PatchFile::parse(ugraft_runtime::OBJECT, "runtime")?;
+    let layout = file.layout();
+    let mapping = batch.ground.take(layout.size, &[])?;
+    let linked = ugraft_image::link(&file, mapping.start, &mut Nothing)?;
+    batch.add_image(RUNTIME_NAME.to_owned(), layout, &linked);
+    let runtime = describe(&linked, mapping)?;
+    let clock = clock_gettime(objects).0.to_le_bytes().to_vec();
+    batch.writes.push((runtime.log.offset(offset_of!(LogHead, clock) as i64), clock));
+    Ok(runtime)
+}
+
+fn describe(linked: &LinkedImage, mapping: Range<RemoteAddr>) -> Result<Runtime> {
+    let missing = |name: &str| Error::Damaged(format!("the runtime has no {name}"));
+    let variable = |name: &str| {
+        let found = linked.variables.iter().find(|symbol| symbol.name == name);
+        found.map(|symbol| symbol.addr).ok_or_else(|| missing(name))
+    };
+    let functions = linked.symbols.iter().filter(|symbol| is_function(&symbol.name));
+    Ok(Runtime {
+        mapping,
+        functions: functions.map(|symbol| (symbol.name.clone(), symbol.addr)).collect(),
+        log: variable(ugraft_runtime::LOG)?,
+        patches: variable(ugraft_runtime::PATCHES)?,
+    })
+}
+
+/// The target's clock: the kernel's own function, which makes no system call, or the C library's; 0 where there is none.
+fn clock_gettime(objects: &Objects<'_>) -> RemoteAddr {
+    let vdso = objects.iter().find(|object| object.role() == Role::Vdso);
+    if let Some(function) = vdso.and_then(|vdso| vdso.function("__vdso_clock_gettime", 0).ok()) {
+        return function.address;
+    }
+    let exported = objects.scope(&[]).ok().and_then(|scope| scope.resolve("clock_gettime", None).ok());
+    match exported.map(|found| found.value) {
+        Some(Value::Address(addr)) => addr,
+        _ => RemoteAddr(0),
+    }
+}
+
+/// Tells the runtime which patches' states count while a callback of `current` runs: those enabled below it.
+pub(crate) fn tell_patches(memory: &Memory, document: &Document, current: PatchId) -> Result<()> {
+    let Some(runtime) = &document.runtime else { return Ok(()) };
+    let enabled = document.state.patches().iter().filter(|p| p.life() == Life::Enabled && p.id() != current);
+    let mut addresses: Vec<u64> =
+        enabled.filter_map(|patch| Some(document.image(patch.id()).ok()?.structure.0)).collect();
+    // The newest count.
+    addresses.drain(..addresses.len().saturating_sub(PATCHES_MAX));
+    let words = std::iter::once(addresses.len() as u64).chain(addresses);
+    let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+    const _: () = assert!(offset_of!(Patches, count) == 0 && offset_of!(Patches, patches) == 8);
+    memory.write(runtime.patches, &bytes)
+}
+
+impl Runtime {
+    /// The messages of patches, in the order in which they were begun.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] on a failed read.
+    pub fn records(&self, memory: &Memory) -> Result<Vec<Record>> {
+        let read = || memory.read_vec(self.log, size_of::<LogHead>() + LOG_SLOTS * size_of::<LogSlot>());
+        // A slot that is the same twice was not being written.
+        let (bytes, again) = (read()?, read()?);
+        if word(&bytes, offset_of!(LogHead, magic)) != LOG_MAGIC {
+            return Ok(Vec::new());
+        }
+        let slots = |bytes: &[u8]| -> Vec<Vec<u8>> {
+            bytes[size_of::<LogHead>()..].chunks_exact(size_of::<LogSlot>()).map(<[u8]>::to_vec).collect()
+        };
+        let mut records: Vec<(u64, Record)> = slots(&bytes)
+            .iter()
+            .zip(&slots(&again))
+            .filter(|(slot, again)| slot == again)
+            .filter_map(|(slot, _)| record(slot))
+            .collect();
+        records.sort_by_key(|(number, _)| *number);
+        Ok(records.into_iter().map(|(_, record)| record).collect())
+    }
+}
+
+fn record(slot: &[u8]) -> Option<(u64, Record)> {
+    let state = word(slot, offset_of!(LogSlot, state));
+    if state == 0 || state % 2 == 1 {
+        return None;
+    }
+    let half = |at: usize| word(slot, at & !7) >> (8 * (at & 7)) & 0xffff_ffff;
+    let len = (half(offset_of!(LogSlot, len)) as usize).min(TEXT_MAX);
+    let text = &slot[offset_of!(LogSlot, text)..][..len];
+    // What patches print may be anything; a terminal is to show it, not to act on it.
+    let text = String::from_utf8_lossy(text).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let level = Level::from_byte(half(offset_of!(LogSlot, level)) as u8);
+    Some((state / 2 - 1, Record { time_ns: word(slot, offset_of!(LogSlot, time)), level, text }))
+}
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+}

@@ -1,0 +1,181 @@
+//! Stubs: the code that an entry leads to while a transition runs, and that picks a side for the calling thread.
+//!
+//! A stub is made for its place and for one function, with every address an immediate, so it needs no data of its own.
+//! What it does, in words: read the transition word; where the transition has not begun, go to *source*; else look up
+//! this thread's fs base in the pending table that the word names, and go to *goal* where `pending == swapped`, else
+//! to *source*.
+//!
+//! A pending thread may be held up before its side is chosen: while the *gate*, a count that the tool sets, is above 0, and
+//! the stack pointer not below what the thread's slot says, it counts that down and begins anew, so that it is found at a
+//! place where it is in none of the functions (see `gate.rs`). A count that nobody renews runs out.
+//!
+//! What it keeps: every register, every flag and the 128 bytes below the stack pointer. Only r11 and the flags are free at a
+//! function's entry by the ABI, but callers in the same unit may know better (gcc's -fipa-ra), and a function that loops
+//! back to its own entry comes here with anything live, red zone included. So the stub steps over the red zone before
+//! it pushes. It takes 168 bytes of stack below the stack pointer. It pushes no return address and executes no `ret`, so a
+//! shadow stack does not see it; it ends in direct jumps or `notrack` ones, so indirect-branch tracking lets it pass.
+//!
+//! Races: the word is one byte and read once. A thread that is stopped inside a stub (program counter in its range) may
+//! have read the old word; that is harmless, for no store that begins, reverses or ends a transition changes the side
+//! of any thread. Only a strike does, and a thread in a stub is not clean, so it is not struck. The table's keys stay
+//! in their slots (see [`crate::code::pending`]), so a probe that began before a reverse still ends right.
+//!
+//! It needs `rdfsbase` ([`supported`]) and `lahf` in 64-bit mode, which every CPU with `rdfsbase` has.
+
+use crate::RemoteAddr;
+use crate::canary::canary;
+use crate::code::pending::{Capacity, HASH_MULTIPLIER, PENDING_OFFSET, SLOT_SIZE};
+use crate::code::trampoline;
+use std::ops::RangeInclusive;
+
+/// Bit of the transition word: the transition has begun; while clear, everybody runs *source*.
+pub const WORD_BEGUN: u8 = 1;
+/// Bit of the transition word: the second pending table is the valid one.
+pub const WORD_TABLE: u8 = 2;
+/// Bit of the transition word: the sides are swapped by a reverse: who is pending runs *goal*, everybody else *source*.
+pub const WORD_SWAPPED: u8 = 4;
+
+/// No stub is longer, wherever it lies.
+pub const MAX_LEN: usize = 256;
+/// Stubs begin at multiples of this.
+pub const ALIGN: usize = 16;
+
+/// The first and the last instruction, as offsets from the stub's start, at which a thread may stand that has read nothing yet
+/// that matters to a strike: struck there, it goes to the other side.
+pub const UNDECIDED: RangeInclusive<i64> = 14..=169;
+/// How much lower than at the stub's start the stack pointer is there.
+pub const UNDECIDED_DEPTH: u64 = 128 + 5 * 8;
+
+/// `HWCAP2_FSGSBASE` (arch/x86/include/uapi/asm/hwcap2.h): the kernel lets programs use `rdfsbase`.
+const HWCAP2_FSGSBASE: u64 = 1 << 1;
+
+/// Whether stubs can run in a process whose auxiliary vector has this AT_HWCAP2.
+#[must_use]
+pub const fn supported(hwcap2: u64) -> bool {
+    hwcap2 & HWCAP2_FSGSBASE != 0
+}
+
+/// What a stub is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stub {
+    /// Where the transition word lies (one byte: [`WORD_BEGUN`] and so on).
+    pub word: RemoteAddr,
+    /// Where the two pending tables lie.
+    pub tables: [RemoteAddr; 2],
+    /// Where the gate's count lies (32 bits, signed; writable by the target).
+    pub gate: RemoteAddr,
+    /// How many slots each of the tables has.
+    pub capacity: Capacity,
+    /// The implementation from before the transition: a thunk, a new function, or whatever is callable.
+    pub source: RemoteAddr,
+    /// The implementation the transition leads to.
+    pub goal: RemoteAddr,
+}
+
+impl Stub {
+    /// The code of this stub when it lies at `at`; at most [`MAX_LEN`] bytes.
+    #[must_use]
+    pub fn emit(&self, at: RemoteAddr) -> Vec<u8> {
+        // All bits of an index in bytes into the table. Fits, as a table has at most 2^20 slots of 16 bytes.
+        let index_mask = ((self.capacity.bytes() - SLOT_SIZE) as u32).to_le_bytes();
+        let slot_shift = SLOT_SIZE.trailing_zeros() as u8;
+        let mut c = Vec::with_capacity(MAX_LEN);
+
+        let red_zone = if canary!("clobber-the-red-zone") { 0 } else { 0x80 };
+        c.extend([0x48, 0x8d, 0x64, 0x24, red_zone]); // lea rsp, [rsp-128]   keep the red zone
+        c.extend([0x50, 0x51, 0x52, 0x56, 0x57]); // push rax; push rcx; push rdx; push rsi; push rdi
+        c.push(0x9f); //                             lahf                 ah = SF ZF AF PF CF
+        c.extend([0x0f, 0x90, 0xc0]); //             seto al
+        let begin = c.len();
+        c.extend([0x48, 0xb9]); //                   mov rcx, word
+        c.extend(self.word.0.to_le_bytes());
+        c.extend([0x0f, 0xb6, 0x09]); //             movzx ecx, byte [rcx]
+        c.extend([0xf6, 0xc1, WORD_BEGUN]); //       test cl, BEGUN
+        c.extend([0x0f, 0x84, 0, 0, 0, 0]); //       jz source            too far for a short one
+        let not_begun = c.len();
+
+        c.extend([0xf3, 0x48, 0x0f, 0xae, 0xc2]); // rdfsbase rdx
+        c.extend([0x48, 0x83, 0xfa, 0x01]); //       cmp rdx, 1           0 becomes NO_TLS_KEY
+        c.extend([0x48, 0x83, 0xd2, 0x00]); //       adc rdx, 0
+        c.extend([0x48, 0xbf]); //                   mov rdi, HASH_MULTIPLIER
+        c.extend(HASH_MULTIPLIER.to_le_bytes());
+        c.extend([0x48, 0x0f, 0xaf, 0xfa]); //       imul rdi, rdx
+        // The top bits, not yet as a slot number but as an offset in bytes.
+        c.extend([0x48, 0xc1, 0xef, 64 - slot_shift - self.capacity.log2()]); // shr rdi, ..
+        c.extend([0x81, 0xe7]); //                   and edi, index_mask
+        c.extend(index_mask);
+        c.extend([0x48, 0xbe]); //                   mov rsi, tables[0]
+        c.extend(self.tables[0].0.to_le_bytes());
+        c.extend([0xf6, 0xc1, WORD_TABLE]); //       test cl, TABLE
+        let first_table = short_jump(&mut c, 0x74); // jz
+        c.extend([0x48, 0xbe]); //                   mov rsi, tables[1]
+        c.extend(self.tables[1].0.to_le_bytes());
+        land(&mut c, first_table);
+        c.extend([0xc1, 0xe9, 0x02]); //             shr ecx, 2           bit 0 = swapped
+
+        let probe = c.len();
+        c.extend([0x48, 0x39, 0x14, 0x3e]); //       cmp [rsi+rdi], rdx
+        let hit = short_jump(&mut c, 0x74); //       je
+        c.extend([0x48, 0x83, 0x3c, 0x3e, 0x00]); // cmp qword [rsi+rdi], 0
+        let miss = short_jump(&mut c, 0x74); //      je                   not listed: not pending
+        c.extend([0x83, 0xc7, SLOT_SIZE as u8]); //  add edi, SLOT_SIZE
+        c.extend([0x81, 0xe7]); //                   and edi, index_mask
+        c.extend(index_mask);
+        c.extend([0xeb, (probe as i64 - c.len() as i64 - 2) as u8]); // jmp probe
+        land(&mut c, hit);
+        c.extend([0x48, 0x8b, 0x54, 0x3e, PENDING_OFFSET as u8]); // mov rdx, [rsi+rdi+PENDING_OFFSET]
+        c.extend([0x84, 0xd2]); //                   test dl, dl
+        let struck = short_jump(&mut c, 0x74); //    jz
+        c.extend([0x48, 0xc1, 0xea, 0x08]); //       shr rdx, 8           from where on it is held
+        let free = short_jump(&mut c, 0x74); //      jz
+        c.extend([0x48, 0x39, 0xd4]); //             cmp rsp, rdx
+        let nested = short_jump(&mut c, 0x72); //    jb
+        c.extend([0x48, 0xba]); //                   mov rdx, gate
+        c.extend(self.gate.0.to_le_bytes());
+        c.extend([0x83, 0x3a, 0x00]); //             cmp dword [rdx], 0
+        let open = short_jump(&mut c, 0x7e); //      jle
+        c.extend([0xff, 0x0a]); //                   dec dword [rdx]      a count lost to another thread is no harm
+        c.extend([0xf3, 0x90]); //                   pause
+        c.push(0xe9); //                             jmp begin
+        c.extend((begin as i32 - c.len() as i32 - 4).to_le_bytes());
+        for skipped in [struck, free, nested, open] {
+            land(&mut c, skipped);
+        }
+        assert_eq!(begin as i64..=c.len() as i64, UNDECIDED);
+        c.extend([0x32, 0x4c, 0x3e, PENDING_OFFSET as u8]); // xor cl, [rsi+rdi+PENDING_OFFSET]
+        land(&mut c, miss);
+        c.extend([0xf6, 0xc1, 0x01]); //             test cl, 1           pending != swapped
+        let differ = short_jump(&mut c, 0x75); //    jnz source
+
+        leave(&mut c, at, self.goal);
+        let distance = (c.len() - not_begun) as u32;
+        c[not_begun - 4..not_begun].copy_from_slice(&distance.to_le_bytes());
+        land(&mut c, differ);
+        leave(&mut c, at, self.source);
+        assert!(c.len() <= MAX_LEN);
+        c
+    }
+}
+
+/// Gives back flags and registers and jumps to `to`.
+fn leave(c: &mut Vec<u8>, at: RemoteAddr, to: RemoteAddr) {
+    c.extend([0x04, 0x7f]); //                                   add al, 127   overflows where al is 1: OF
+    c.push(0x9e); //                                             sahf
+    c.extend([0x5f, 0x5e, 0x5a, 0x59, 0x58]); //                 pop rdi; pop rsi; pop rdx; pop rcx; pop rax
+    let red_zone = if canary!("clobber-the-red-zone") { 0 } else { 0x80 };
+    c.extend([0x48, 0x8d, 0xa4, 0x24, red_zone, 0, 0, 0]); //        lea rsp, [rsp+128]
+    trampoline::push(c, at, to);
+}
+
+/// Appends a branch with an 8-bit displacement that [`land`] fills in.
+fn short_jump(c: &mut Vec<u8>, opcode: u8) -> usize {
+    c.extend([opcode, 0]);
+    c.len()
+}
+
+/// Lets the branch that ends at `from` lead to the end of `c`.
+fn land(c: &mut [u8], from: usize) {
+    let distance = c.len() - from;
+    assert!(distance <= i8::MAX as usize, "a stub's own branches are short");
+    c[from - 1] = distance as u8;
+}

@@ -1,0 +1,119 @@
+//! Trying a patch on a target up to the first write: a verdict per function, and whether the whole would load.
+
+use crate::objects::parts::Part;
+use crate::session::batch::{Batch, Ground};
+use crate::session::objects_of;
+use crate::session::plan;
+use crate::session::site::Finder;
+use crate::stacks::contexts;
+use crate::state::document::Document;
+use crate::state::state_area::StateArea;
+use crate::target::Target;
+use crate::{Error, Pid, RemoteAddr, Result};
+use serde::Serialize;
+use ugraft_core::{Event, PatchId};
+use ugraft_image::PatchFile;
+
+/// What a try has found.
+#[derive(Clone, Debug, Serialize)]
+pub struct CheckReport {
+    /// The patch.
+    pub patch: String,
+    /// The target.
+    pub pid: i32,
+    /// Whether a load would begin its transition.
+    pub ok: bool,
+    /// What stands in the way of the patch as a whole.
+    pub problems: Vec<String>,
+    /// What one should know although it is no problem.
+    pub notes: Vec<String>,
+    /// Its functions.
+    pub funcs: Vec<FuncVerdict>,
+}
+
+/// What a try has found about one function.
+#[derive(Clone, Debug, Serialize)]
+pub struct FuncVerdict {
+    /// The object; `None` is the main executable.
+    pub object: Option<String>,
+    /// The function.
+    pub name: String,
+    /// Where it lies, if it was found.
+    pub addr: Option<RemoteAddr>,
+    /// How it would be redirected, or why it would not.
+    pub verdict: String,
+    /// Parts of it that lie elsewhere, and are changed with it.
+    pub cold: Vec<String>,
+    /// Copies that the compiler made of it or of parts of it (`.constprop`, `.isra`, `.part`), which others call directly:
+    /// they are *not* changed with it.
+    pub clones: Vec<String>,
+    /// Whether it can be patched, now or as soon as its object is loaded.
+    pub ok: bool,
+}
+
+/// Tries `patch` on process `pid`. Nothing is stopped, traced or changed.
+///
+/// # Errors
+/// Those of [`Target::open`]; what is wrong between patch and target is part of the report.
+pub fn check(patch: &PatchFile, pid: Pid) -> Result<CheckReport> {
+    let target = Target::open(pid)?;
+    let (maps, objects) = objects_of(&target)?;
+    let mut document = match StateArea::find(target.memory(), &maps)? {
+        Some(area) => Document::parse(&area.document(target.memory())?)?,
+        None => Document::default(),
+    };
+    let desc = plan::describe(patch, &objects);
+    let mut problems = Vec::new();
+    let mut note = |result: Result<()>| {
+        if let Err(e) = result {
+            problems.push(e.to_string());
+        }
+    };
+    note(plan::check_names(&desc, &objects));
+    note(plan::check_build_ids(&desc, &objects));
+    note(plan::check_ambiguity(patch, &objects));
+    note(crate::remote::sharing::check_not_shared(&target));
+    let load = Event::Load { desc: desc.clone(), enable: true, ignore_order: false };
+    note(ugraft_core::step(&document.state, load).map(|_| ()).map_err(Error::from));
+
+    let mut notes: Vec<_> = contexts::switcher(&objects).iter().map(ToString::to_string).collect();
+    let mut funcs = Vec::new();
+    let mut finder = Finder::new(target.memory(), &maps, &objects, &document.sites);
+    finder.expect(desc.funcs().count());
+    for func in desc.funcs() {
+        let (addr, ok, verdict) = if objects.find(func.object.as_deref()).is_err() {
+            (None, true, "its object is not loaded".to_owned())
+        } else if let Some(site) = document.site(&func) {
+            (Some(site.entry.start()), true, "patched already; goes on top".to_owned())
+        } else {
+            match finder.find(&func) {
+                Ok(site) => {
+                    let how =
+                        if site.entry.is_springboard() { "by a jump in nearby padding" } else { "by a jump" };
+                    let addr = site.entry.start();
+                    document.sites.push(site);
+                    (Some(addr), true, format!("can be redirected {how}"))
+                }
+                Err(e) => (None, false, e.to_string()),
+            }
+        };
+        let found = objects.function(func.object.as_deref(), &func.name, func.sympos).ok();
+        let names = |parts: &[Part]| parts.iter().map(|part| part.name.clone()).collect::<Vec<_>>();
+        let (cold, clones) = found.map_or_else(Default::default, |f| (names(&f.cold), names(&f.clones)));
+        if !clones.is_empty() {
+            notes.push(format!(
+                "the compiler's copies of {} ({}) are not changed with it",
+                func.name,
+                clones.join(", ")
+            ));
+        }
+        let (object, name) = (func.object.clone(), func.name.clone());
+        funcs.push(FuncVerdict { object, name, addr, verdict, cold, clones, ok });
+    }
+    let mut batch = Batch::new(Ground::new(&target, maps.clone()));
+    if let Err(e) = plan::image(PatchId(0), patch, &desc, &objects, &document, &mut batch) {
+        problems.push(e.to_string());
+    }
+    let ok = problems.is_empty() && funcs.iter().all(|f| f.ok);
+    Ok(CheckReport { patch: desc.name, pid: pid.0, ok, problems, notes, funcs })
+}

@@ -1,0 +1,210 @@
+//! Looking at stopped threads: which of them are clean, and what stands in the way of the others.
+
+use crate::canary::canary;
+use crate::code::entry::Entry;
+use crate::code::gate::Gates;
+use crate::code::trampoline;
+use crate::session::stop::Hindrance;
+use crate::session::sweep;
+use crate::stacks::scan::{ScanFailure, Thread};
+use crate::stacks::suspended::{self, MemoryHit, pointer_guard};
+use crate::stacks::watch::{Part, Watch, WatchRange};
+use crate::stacks::{Blocker, Prover, Reason, Verdict};
+use crate::state::document::Document;
+use crate::target::Target;
+use crate::target::maps::{Mapping, Maps};
+use crate::threads::{StoppedProcess, StoppedThread};
+use crate::{RemoteAddr, Result, Tid};
+use std::ops::Range;
+use ugraft_core::{Change, FuncId, Implementation};
+
+/// Proves threads of one target clean, with mappings as fresh as each proof needs them.
+#[derive(Debug)]
+pub(crate) struct Looker<'t> {
+    target: &'t Target,
+    prover: &'t mut Prover,
+    maps: Maps,
+    fresh: bool,
+    gates: Option<&'t Gates>,
+}
+
+impl<'t> Looker<'t> {
+    /// A looker with `maps`, read at some earlier moment.
+    pub(crate) fn new(target: &'t Target, prover: &'t mut Prover, maps: Maps) -> Self {
+        Self { target, prover, maps, fresh: false, gates: None }
+    }
+
+    /// Takes threads that wait at one of `gates` as what they are, callers.
+    pub(crate) fn with_gates(self, gates: &'t Gates) -> Self {
+        Self { gates: Some(gates), ..self }
+    }
+
+    /// Whether `thread` is clean of `watch`; the blocker if it is not.
+    pub(crate) fn look(&mut self, thread: &StoppedThread, watch: &Watch) -> Result<Option<Blocker>> {
+        let caller = self.gates.and_then(|gates| gates.caller(self.target.memory(), thread.regs(), watch));
+        let regs = caller.as_ref().unwrap_or(thread.regs());
+        loop {
+            let facts = Thread { pid: self.target.pid(), tid: thread.tid(), regs };
+            match self.prover.prove(self.target.memory(), &self.maps, self.fresh, facts, watch)? {
+                Verdict::Clean { .. } => return Ok(None),
+                Verdict::Blocked(blocker) => return Ok(Some(blocker)),
+                Verdict::MapsTooOld => {
+                    self.maps = self.target.maps()?;
+                    self.fresh = true;
+                }
+            }
+        }
+    }
+}
+
+/// The ranges that a thread on one side must not be in when it leaves that side: the code of that side's
+/// implementations, and the stubs and thunks.
+///
+/// Arenas of earlier transitions, which no document names any more, count as long as they are there: whoever is late in
+/// one is still on the way to an implementation, perhaps of this side.
+pub(crate) fn side_watch(
+    document: &Document,
+    maps: &Maps,
+    changes: &[Change],
+    goal_side: bool,
+) -> Result<Watch> {
+    let mut ranges = Vec::new();
+    for (key, change) in changes.iter().enumerate().skip(usize::from(canary!("forget-a-function"))) {
+        let side = if goal_side { change.goal } else { change.source };
+        for range in code_of(document, &change.func, side)? {
+            ranges.push(WatchRange { key: key as u64, ..range });
+        }
+        // On the way to the side's implementation, which it would still enter after the begin.
+        if let Some(landing) = document.landing(&change.func, side)? {
+            let end = landing.offset(trampoline::FAR_LEN as i64);
+            ranges.push(named(landing..end, Part::Stub, &change.func));
+        }
+        if let Some(site) = document.site(&change.func) {
+            let pads = site.entry.watch_restore();
+            ranges.extend(pads.into_iter().map(|r| named(r, Part::Stub, &change.func)));
+        }
+    }
+    if !canary!("forget-the-stubs") {
+        ranges.extend(stubs(document, maps));
+    }
+    let resolvers = document.arena.iter().flat_map(|arena| &arena.resolvers);
+    ranges.extend(resolvers.map(|range| WatchRange {
+        start: range.start,
+        end: range.end,
+        part: Part::Resolver,
+        function: "a function that the loader is binding".to_owned(),
+        key: u64::MAX,
+    }));
+    Ok(Watch::new(ranges))
+}
+
+/// What no stack may hold that no thread runs on: the code of one side's implementations, stubs and thunks.
+fn memory_watch(document: &Document, maps: &Maps, changes: &[Change], goal_side: bool) -> Result<Watch> {
+    let mut ranges = Vec::new();
+    for change in changes {
+        let side = if goal_side { change.goal } else { change.source };
+        // In memory at large, the address of a function is mostly just that.
+        let code = document.code(&change.func, side)?;
+        ranges.extend(code.iter().map(|range| named(range.clone(), Part::Code, &change.func)));
+    }
+    ranges.extend(stubs(document, maps));
+    Ok(Watch::new(ranges))
+}
+
+/// The code of this transition's arena, and of those before that are not given back yet.
+fn stubs(document: &Document, maps: &Maps) -> Vec<WatchRange> {
+    let arena = document.arena.iter().flat_map(|arena| arena.code.iter().cloned());
+    let named = |m: &Mapping| document.mappings().any(|r| r.start <= m.start && m.end <= r.end);
+    let orphans = maps.iter().filter(|m| m.exec && sweep::is_arena(m) && !named(m)).map(Mapping::range);
+    let stub = |range: Range<RemoteAddr>, function: &str| WatchRange {
+        start: range.start,
+        end: range.end,
+        part: Part::Stub,
+        function: function.to_owned(),
+        key: u64::MAX,
+    };
+    let own = arena.map(|range| stub(range, "the transition's stubs"));
+    own.chain(orphans.map(|range| stub(range, "an earlier transition's stubs"))).collect()
+}
+
+/// The words in memory that may belong to stacks which no thread runs on, and which point into one side's implementations.
+/// The first of each function is enough.
+pub(crate) fn look_at_memory(
+    target: &Target,
+    stopped: &StoppedProcess,
+    document: &Document,
+    changes: &[Change],
+    goal_side: bool,
+) -> Result<Vec<Hindrance>> {
+    let maps = target.maps()?;
+    let watch = memory_watch(document, &maps, changes, goal_side)?;
+    let facts = stopped.threads().iter().map(|t| Thread { pid: target.pid(), tid: t.tid(), regs: t.regs() });
+    let own: Vec<_> = facts.filter_map(|thread| suspended::own_stack(&maps, thread)).collect();
+    let guard = stopped.threads().first().and_then(|t| pointer_guard(target.memory(), t.fs_base().0));
+    let scan = match suspended::scan_memory(target.memory(), target.pid(), &maps, &watch, &own, guard) {
+        Ok(scan) => scan,
+        Err(ScanFailure::Gone(e)) => return Err(e),
+        Err(e) => {
+            let tid = Tid(target.pid().0);
+            let reason = Reason::Scan(Box::new(e));
+            let blocker =
+                Blocker { tid, reason, range: None, frame: None, backtrace: Vec::new(), outermost: None };
+            return Ok(vec![Hindrance::Blocker(blocker)]);
+        }
+    };
+    let mut found: Vec<(MemoryHit, WatchRange)> = Vec::new();
+    for hit in scan.hits {
+        if let Some(range) = watch.word(hit.value)
+            && !found.iter().any(|(_, known)| known.function == range.function)
+        {
+            found.push((hit, range.clone()));
+        }
+    }
+    Ok(found.into_iter().map(|(hit, range)| Hindrance::Memory { hit, range }).collect())
+}
+
+/// The bytes that the first redirect of each changing function overwrites, where it is not redirected yet.
+pub(crate) fn install_watch(document: &Document, changes: &[Change]) -> Watch {
+    let fresh = changes.iter().filter(|change| change.source == Implementation::Original);
+    let ranges = fresh.filter_map(|change| Some((document.site(&change.func)?, &change.func)));
+    Watch::new(ranges.flat_map(|(site, func)| entry_bytes(&site.entry, func)).collect())
+}
+
+/// The mappings of ours that are to be given back.
+pub(crate) fn mapping_watch(mappings: &[Range<RemoteAddr>]) -> Watch {
+    let range = |r: &Range<RemoteAddr>| WatchRange {
+        start: r.start,
+        end: r.end,
+        part: Part::Image,
+        function: format!("the patch memory at {}", r.start),
+        key: 0,
+    };
+    Watch::new(mappings.iter().map(range).collect())
+}
+
+fn entry_bytes(entry: &Entry, func: &FuncId) -> Vec<WatchRange> {
+    // A word equal to a part's first byte does not count for entry bytes: begin one before the first that does.
+    let exclusive = |r: Range<RemoteAddr>| r.start.offset(-1)..r.end;
+    entry.watch_install().into_iter().map(|r| named(exclusive(r), Part::EntryBytes, func)).collect()
+}
+
+fn code_of(document: &Document, func: &FuncId, side: Implementation) -> Result<Vec<WatchRange>> {
+    let code = document.code(func, side)?;
+    Ok(code
+        .iter()
+        .map(|range| {
+            // A thread at the very first instruction counts: it may have come there by a tail call from another
+            // changing function, whose version it must keep to. `Part::Code` would let it pass.
+            let part = match side {
+                _ if canary!("who-enters-is-outside") => Part::Code,
+                Implementation::Original => Part::Cold,
+                Implementation::Patch(_) => Part::Image,
+            };
+            named(range.clone(), part, func)
+        })
+        .collect())
+}
+
+fn named(range: Range<RemoteAddr>, part: Part, func: &FuncId) -> WatchRange {
+    WatchRange { start: range.start, end: range.end, part, function: func.name.clone(), key: 0 }
+}

@@ -1,0 +1,458 @@
+//! The requests: load, enable, disable, unload, wait, reverse, force.
+//!
+//! Each takes up first what an earlier run of the tool left: a transition that had not begun is cancelled, one that had
+//! is carried on, and only a target that is in no transition is asked for something new. Each is all or nothing: what
+//! fails leaves the target as it was.
+
+use crate::callbacks::call_area::{CALL_AREA_LEN, CallArea};
+use crate::callbacks::params;
+use crate::callbacks::runtime;
+use crate::code::entry::Installed;
+use crate::objects::{Objects, Role};
+use crate::remote::sharing;
+use crate::report::Report;
+use crate::session::batch::{Batch, Ground};
+use crate::session::plan;
+use crate::session::stop::Hindrance;
+use crate::session::switch::Standing;
+use crate::session::{Session, objects_among};
+use crate::stacks::contexts;
+use crate::state::document::Document;
+use crate::threads::priority::Prompt;
+use crate::{Error, Pid, Result, resolvers};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use ugraft_core::{AlreadySo, Due, Event, Life, Refusal};
+use ugraft_image::PatchFile;
+
+/// How a request is to be carried out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// How long the transition may take before it is reversed, or left as it is.
+    pub timeout: Duration,
+    /// Whether to go on although the order of dependent patches forbids it.
+    pub ignore_order: bool,
+    /// Whether a transition that is not complete in time is left pending, for a later run to carry on.
+    pub keep: bool,
+    /// Whether suspended stacks are looked for in all writable memory, too.
+    pub scan_memory: bool,
+}
+
+/// Pause between two attempts to take the lock that another tool has.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+impl Session {
+    /// Loads a patch, and enables it if `enable`.
+    ///
+    /// # Errors
+    /// The reason why not; the target is as before.
+    pub fn load(&mut self, patch: &PatchFile, enable: bool, options: Options) -> Result<Report> {
+        let _prompt = Prompt::begin();
+        let name = patch.metadata().name.clone();
+        self.take_up(options)?;
+        self.attempt(|session| session.load_fresh(patch, enable, options), &name, options)
+    }
+
+    /// Enables a loaded patch.
+    ///
+    /// # Errors
+    /// As [`Session::load`].
+    pub fn enable(&mut self, name: &str, options: Options) -> Result<Report> {
+        let _prompt = Prompt::begin();
+        self.take_up(options)?;
+        self.require_patched()?;
+        let event = Event::Enable { patch: name.to_owned(), ignore_order: options.ignore_order };
+        self.attempt(|session| session.change(event, name, options), name, options)
+    }
+
+    /// Disables an enabled patch.
+    ///
+    /// # Errors
+    /// As [`Session::load`].
+    pub fn disable(&mut self, name: &str, options: Options) -> Result<Report> {
+        let _prompt = Prompt::begin();
+        self.take_up(options)?;
+        self.require_patched()?;
+        let event = Event::Disable { patch: name.to_owned(), ignore_order: options.ignore_order };
+        self.attempt(|session| session.change(event, name, options), name, options)
+    }
+
+    /// Removes a disabled or replaced patch.
+    ///
+    /// # Errors
+    /// As [`Session::load`].
+    pub fn unload(&mut self, name: &str, options: Options) -> Result<Report> {
+        let _prompt = Prompt::begin();
+        self.take_up(options)?;
+        self.require_patched()?;
+        self.attempt(
+            |session| {
+                session.step(Event::Unload { patch: name.to_owned() })?;
+                if matches!(session.document.state.due(), Due::Callback(_)) {
+                    session.check_safe_point(Instant::now() + options.timeout)?;
+                }
+                session.forget_what_is_gone();
+                session.was_entered = true;
+                let maps = session.recent_maps()?;
+                Ok(Batch::new(Ground::new(&session.target, maps)))
+            },
+            name,
+            options,
+        )
+    }
+
+    /// Takes the lock on `pid` as [`Session::open`], and waits for a tool that has it until `deadline`.
+    ///
+    /// # Errors
+    /// Those of [`Session::open`].
+    pub fn open_by(pid: Pid, deadline: Instant) -> Result<Self> {
+        loop {
+            match Self::open(pid) {
+                Err(Error::Busy(_)) if Instant::now() + LOCK_PAUSE < deadline => {
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Carries the transition of the patch called `name` on to its end. A patch that is in none needs no waiting for.
+    ///
+    /// # Errors
+    /// [`Error::InTransition`] where it does not complete in the time given; it goes on being in transition.
+    pub fn wait(&mut self, name: &str, options: Options) -> Result<Report> {
+        self.require_patched()?;
+        let known = self.document.state.patch_named(name).is_some();
+        if !known {
+            return Err(Refusal::NoSuchPatch(name.to_owned()).into());
+        }
+        if self.document.state.transition().is_some() && self.in_transition()? == name {
+            self.scan_memory |= options.scan_memory;
+            let deadline = Instant::now() + options.timeout;
+            self.carry_on(name, deadline)?;
+            self.sweep(deadline)?;
+        }
+        self.trouble.take().map_or_else(|| Ok(self.report(name, None)), Err)
+    }
+
+    /// Turns the running transition round.
+    ///
+    /// # Errors
+    /// [`Error::InTransition`] where it does not complete in the time given.
+    pub fn reverse(&mut self, options: Options) -> Result<Report> {
+        let _prompt = Prompt::begin();
+        self.require_patched()?;
+        let name = self.in_transition()?;
+        let deadline = Instant::now() + options.timeout;
+        self.resume(deadline)?;
+        if self.document.state.transition().is_some() {
+            self.turn_round(deadline)?;
+            if let Standing::Pending(hindrances) = self.converge(deadline)? {
+                return Err(self.still_in_transition(&name, hindrances));
+            }
+        }
+        self.sweep(Instant::now() + options.timeout)?;
+        self.trouble.take().map_or_else(|| Ok(self.report(&name, None)), Err)
+    }
+
+    /// Completes the running transition without proof that it is safe.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where there is none.
+    pub fn force(&mut self, options: Options) -> Result<Report> {
+        let _prompt = Prompt::begin();
+        self.require_patched()?;
+        let name = self.in_transition()?;
+        let forced_before = self.forced();
+        let deadline = Instant::now() + options.timeout;
+        self.resume(deadline)?;
+        if self.document.state.transition().is_some() {
+            self.force_through(deadline)?;
+        }
+        self.was_entered = true;
+        // Who was forced may stay in old code for long: no waiting for that.
+        self.sweep(Instant::now())?;
+        if let Some(trouble) = self.trouble.take() {
+            return Err(trouble);
+        }
+        let mut report = self.report(&name, None);
+        report.forced = self.forced();
+        report.forced.retain(|name| !forced_before.contains(name));
+        Ok(report)
+    }
+
+    /// The patches whose memory stays for ever.
+    fn forced(&self) -> Vec<String> {
+        let forced = self.document.state.patches().iter().filter(|patch| patch.is_forced());
+        forced.map(|patch| patch.name().to_owned()).collect()
+    }
+
+    /// The name of the patch in transition.
+    fn in_transition(&self) -> Result<String> {
+        let transition = self.document.state.transition().ok_or(Refusal::NoTransition)?;
+        let patch = self.document.state.patch(transition.patch());
+        Ok(patch.map(|patch| patch.name().to_owned()).unwrap_or_default())
+    }
+
+    /// Finishes what an earlier run of the tool left: a transition, and memory that nobody needs.
+    fn take_up(&mut self, options: Options) -> Result<()> {
+        self.take_up_transition(options)?;
+        if let Some(trouble) = self.trouble.take() {
+            self.notes.push(trouble.to_string());
+        }
+        if self.has_left_overs()? {
+            // Whoever made them is not there to tell whether a thread was led into them.
+            self.was_entered = true;
+            self.sweep(Instant::now() + options.timeout)?;
+        }
+        self.was_entered = false;
+        Ok(())
+    }
+
+    fn take_up_transition(&mut self, options: Options) -> Result<()> {
+        if self.document.state.transition().is_none() {
+            return self.resume(Instant::now() + options.timeout);
+        }
+        let name = self.in_transition()?;
+        self.notes.push(format!("an earlier run left patch '{name}' in transition; it was taken up first"));
+        self.carry_on(&name, Instant::now() + options.timeout)
+    }
+
+    /// Carries the running transition, of the patch `name`, on to its end.
+    fn carry_on(&mut self, name: &str, deadline: Instant) -> Result<()> {
+        self.resume(deadline)?;
+        if self.document.state.transition().is_some()
+            && let Standing::Pending(hindrances) = self.converge(deadline)?
+        {
+            return Err(self.still_in_transition(name, hindrances));
+        }
+        Ok(())
+    }
+
+    /// Has `begin` put a request into the document and a batch, and carries it out.
+    fn attempt(
+        &mut self,
+        begin: impl FnOnce(&mut Self) -> Result<Batch>,
+        name: &str,
+        options: Options,
+    ) -> Result<Report> {
+        let before = self.document.clone();
+        let replaced = before.state.patches().iter().filter(|p| p.life() == Life::Replaced);
+        self.replaced_before = replaced.map(|p| p.name().to_owned()).collect();
+        let batch = match begin(self) {
+            Ok(batch) => batch,
+            Err(Error::Refused(Refusal::AlreadySo(already))) => return Ok(self.report(name, Some(already))),
+            Err(e) => {
+                self.document = before;
+                self.drop_messages();
+                return Err(e);
+            }
+        };
+        let result = self.carry_out(batch, name, &before, options);
+        // Whatever came of it: what is not needed goes.
+        let swept = self.sweep(Instant::now() + options.timeout);
+        result?;
+        swept?;
+        Ok(self.report(name, None))
+    }
+
+    fn carry_out(&mut self, mut batch: Batch, name: &str, before: &Document, options: Options) -> Result<()> {
+        let deadline = Instant::now() + options.timeout;
+        if matches!(self.document.state.due(), Due::Callback(_)) {
+            // The image first, since its callbacks run in it.
+            self.install(batch).inspect_err(|_| self.document = before.clone())?;
+            if self.document.state.transition().is_none() {
+                // A patch's init, with which its enabling begins, or its exit.
+                self.run_one_callback(deadline)?;
+                self.close_if_over();
+                self.commit()?;
+            }
+            batch = Batch::new(Ground::new(&self.target, self.target.maps()?));
+        }
+        if self.document.state.transition().is_none() {
+            self.install(batch).inspect_err(|_| self.document = before.clone())?;
+            return self.trouble.take().map_or(Ok(()), Err);
+        }
+        self.scan_memory = options.scan_memory;
+        let standing = self.transition(batch, Instant::now() + options.timeout)?;
+        let hindrances = match standing {
+            Standing::Complete => return self.trouble.take().map_or(Ok(()), Err),
+            Standing::NotBegun(hindrances) => {
+                let blocked = self.describe(hindrances);
+                return Err(Error::TimedOut { patch: name.to_owned(), blocked });
+            }
+            Standing::Pending(hindrances) if options.keep => {
+                return Err(self.still_in_transition(name, hindrances));
+            }
+            Standing::Pending(hindrances) => hindrances,
+        };
+        let blocked = self.describe(hindrances);
+        let deadline = Instant::now() + options.timeout;
+        self.turn_round(deadline)?;
+        match self.converge(deadline)? {
+            Standing::Complete | Standing::NotBegun(_) => {
+                if before.state.patch_named(name).is_none() {
+                    // A load that did not come through leaves no patch behind.
+                    self.step(Event::Unload { patch: name.to_owned() })?;
+                    if matches!(self.document.state.due(), Due::Callback(_)) {
+                        self.commit()?;
+                        self.run_callbacks(deadline)?;
+                    }
+                    self.forget_what_is_gone();
+                    self.commit()?;
+                }
+                Err(Error::TimedOut { patch: name.to_owned(), blocked })
+            }
+            Standing::Pending(hindrances) => Err(self.still_in_transition(name, hindrances)),
+        }
+    }
+
+    fn load_fresh(&mut self, patch: &PatchFile, enable: bool, options: Options) -> Result<Batch> {
+        let target = Rc::clone(&self.target);
+        sharing::check_not_shared(&target)?;
+        let maps = self.recent_maps()?;
+        let objects = objects_among(&target, &maps)?;
+        self.check_undisturbed()?;
+        let desc = plan::describe(patch, &objects);
+        plan::check_names(&desc, &objects)?;
+        plan::check_build_ids(&desc, &objects)?;
+        plan::check_ambiguity(patch, &objects)?;
+        self.note_objects(&objects)?;
+        if desc.init || enable && plan::has_callbacks(&desc) {
+            self.check_safe_point(Instant::now() + options.timeout)?;
+        }
+        if enable {
+            self.note_contexts(&objects, options);
+            self.resolvers = resolvers(&objects)?;
+        }
+        self.step(Event::Load { desc: desc.clone(), enable, ignore_order: options.ignore_order })?;
+        let known = self.document.state.patch_named(&desc.name);
+        let id = known.map(|p| p.id()).ok_or_else(|| Refusal::NoSuchPatch(desc.name.clone()))?;
+        let mut batch = Batch::new(Ground::new(&target, maps.clone()));
+        let loaded = desc.funcs().filter(|f| self.document.state.is_loaded(f.object.as_deref()));
+        let sites = plan::new_sites(&target, &maps, &objects, &self.document, loaded)?;
+        self.document.sites.extend(sites);
+        if runtime::is_needed(patch) && self.document.runtime.is_none() {
+            self.document.runtime = Some(runtime::plan(&objects, &mut batch)?);
+        }
+        let mut image = plan::image(id, patch, &desc, &objects, &self.document, &mut batch)?;
+        params::set_at_load(&self.settings, patch, &mut image, &mut batch)?;
+        self.document.images.push(image);
+        if plan::has_callbacks(&desc) && self.document.call_area.is_none() {
+            let base = batch.ground.take(CALL_AREA_LEN, &[])?.start;
+            let (area, request, code) = CallArea::plan(base);
+            batch.requests.push(request);
+            batch.writes.push(code);
+            self.document.call_area = Some(area);
+        }
+        if !enable {
+            // The sites were needed for the image's place only; an enable finds them anew.
+            self.forget_what_is_gone();
+        }
+        Ok(batch)
+    }
+
+    /// An enable or disable of a loaded patch.
+    fn change(&mut self, event: Event, name: &str, options: Options) -> Result<Batch> {
+        let target = Rc::clone(&self.target);
+        sharing::check_not_shared(&target)?;
+        let maps = self.recent_maps()?;
+        let objects = objects_among(&target, &maps)?;
+        self.check_undisturbed()?;
+        self.note_objects(&objects)?;
+        self.note_contexts(&objects, options);
+        self.resolvers = resolvers(&objects)?;
+        self.step(event)?;
+        if matches!(self.document.state.due(), Due::Callback(_)) {
+            self.check_safe_point(Instant::now() + options.timeout)?;
+        }
+        let mut batch = Batch::new(Ground::new(&target, maps.clone()));
+        // While a callback is due the state does not know yet what will change.
+        let state = &self.document.state;
+        let patch = state.patch_named(name);
+        let all =
+            patch.into_iter().flat_map(|patch| patch.desc().funcs().chain(patch.nops().iter().cloned()));
+        let changing: Vec<_> = all.filter(|func| state.is_loaded(func.object.as_deref())).collect();
+        let changing = changing.into_iter();
+        let sites = plan::new_sites(&target, &maps, &objects, &self.document, changing)?;
+        self.document.sites.extend(sites);
+        let mut images = std::mem::take(&mut self.document.images);
+        for image in &mut images {
+            if self.document.state.patch(image.patch).is_some_and(|p| p.name() == name) {
+                plan::trampolines(image, &self.document, name, &mut batch)?;
+            }
+        }
+        self.document.images = images;
+        Ok(batch)
+    }
+
+    /// Refuses to go on where the entry of a patched function is not what was written there.
+    fn check_undisturbed(&self) -> Result<()> {
+        for site in &self.document.sites {
+            let implementation = self.document.state.steady(&site.func);
+            let wanted = match self.document.landing(&site.func, implementation)? {
+                Some(landing) => Installed::Redirect(landing),
+                None => Installed::Original,
+            };
+            if site.entry.installed(|addr, buf| self.target.memory().read(addr, buf))? != wanted {
+                let function = site.func.to_string();
+                return Err(Error::Disturbed { function, at: site.entry.place() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the semantics which libraries are loaded now.
+    fn note_objects(&mut self, objects: &Objects<'_>) -> Result<()> {
+        for object in objects.iter().filter(|o| matches!(o.role(), Role::Library | Role::Loader)) {
+            let name = object.name();
+            let patched_by = self.document.state.patches().iter().find(|patch| {
+                matches!(patch.life(), Life::Enabled)
+                    && patch.objects().iter().any(|o| o.name() == Some(name))
+            });
+            if self.document.state.is_loaded(Some(name)) {
+                continue;
+            }
+            match patched_by.map(|patch| patch.name().to_owned()) {
+                Some(patch) => self.notes.push(format!(
+                    "{name} was loaded after patch '{patch}' was enabled, which does not change it; disable and enable \
+                     '{patch}'"
+                )),
+                None => {
+                    let event = Event::ObjectComing { object: name.to_owned(), misfits: Vec::new() };
+                    self.step(event)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells of a target that may have stacks which only a scan of all memory finds.
+    fn note_contexts(&mut self, objects: &Objects<'_>, options: Options) {
+        if !options.scan_memory
+            && let Some(switcher) = contexts::switcher(objects)
+        {
+            self.notes.push(switcher.to_string());
+        }
+    }
+
+    fn still_in_transition(&mut self, name: &str, hindrances: Vec<Hindrance>) -> Error {
+        Error::InTransition { patch: name.to_owned(), blocked: self.describe(hindrances) }
+    }
+
+    fn report(&self, name: &str, already: Option<AlreadySo>) -> Report {
+        let state = &self.document.state;
+        let replaced_before = |name: &str| self.replaced_before.iter().any(|before| before == name);
+        let replaced =
+            state.patches().iter().filter(|p| p.life() == Life::Replaced && !replaced_before(p.name()));
+        Report {
+            patch: name.to_owned(),
+            life: state.patch_named(name).map(|p| p.life()),
+            already: already.map(|a| a.to_string()),
+            replaced: replaced.map(|p| p.name().to_owned()).collect(),
+            cost: self.cost_so_far(),
+            forced: Vec::new(),
+            notes: self.notes.clone(),
+        }
+    }
+}

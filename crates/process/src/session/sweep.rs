@@ -1,0 +1,152 @@
+//! Giving memory back: every mapping of ours that the document does not name, once no stack refers to it.
+//!
+//! Such mappings are arenas of transitions that are over, images of unloaded patches, and what a killed tool had made and
+//! not named yet. Nothing leads to them any more, so a thread once seen without an address of theirs on its stacks
+//! stays so. When nothing is left to know about the target, the state area itself goes with the last of them.
+
+use crate::canary::canary;
+use crate::remote::cave;
+use crate::session::Session;
+use crate::session::arena::ARENA_NAME;
+use crate::session::look::{Looker, mapping_watch};
+use crate::state::state_area;
+use crate::target::maps::{Mapping, Maps};
+use crate::threads::StoppedProcess;
+use crate::{RemoteAddr, Result};
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+/// What the names of all our memfds begin with.
+const PREFIX: &str = "/memfd:ugraft:";
+/// Pause before a second look; it doubles up to [`PAUSE_MAX`].
+const PAUSE: Duration = Duration::from_millis(2);
+const PAUSE_MAX: Duration = Duration::from_millis(100);
+
+impl Session {
+    /// Gives back what can be had before the deadline, and notes what cannot.
+    pub(crate) fn sweep(&mut self, deadline: Instant) -> Result<()> {
+        let mut pause = PAUSE;
+        loop {
+            let maps = self.target.maps()?;
+            let left = self.left_over(&maps);
+            if left.is_empty() {
+                return self.give_up_area(&maps);
+            }
+            // What no thread has ever been led to needs no look.
+            let untouched = !self.was_entered && left.iter().all(|range| self.made_here.contains(range));
+            let stopped = match untouched {
+                true => None,
+                false => self.nobody_in(&left, maps, deadline)?,
+            };
+            if untouched || stopped.is_some() {
+                let mut ranges = left;
+                if self.document.is_empty()
+                    && let Some(area) = self.area.take()
+                {
+                    ranges.push(area.range());
+                }
+                let done = match stopped {
+                    Some(stopped) => self.let_go_and_unmap(stopped, &ranges)?,
+                    None => false,
+                };
+                return if done { Ok(()) } else { self.unmap(&ranges) };
+            }
+            if Instant::now() + pause >= deadline {
+                let bytes: u64 = left.iter().map(|r| r.end.0 - r.start.0).sum();
+                self.notes.push(format!(
+                    "{bytes} bytes of patch memory are still on a thread's stack; a later command gives them back"
+                ));
+                return Ok(());
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// All threads, stopped, if no stack refers to the ranges.
+    fn nobody_in(
+        &mut self,
+        ranges: &[Range<RemoteAddr>],
+        maps: Maps,
+        deadline: Instant,
+    ) -> Result<Option<StoppedProcess>> {
+        let watch = mapping_watch(ranges);
+        let filled = cave::filled(&self.target, &maps);
+        let Ok(stopped) = self.stop_all(deadline)? else { return Ok(None) };
+        let mut looker = Looker::new(&self.target, &mut self.prover, maps);
+        let mut nobody = true;
+        for thread in stopped.threads() {
+            if looker.look(thread, &watch)?.is_some() && !canary!("give-back-at-once") {
+                nobody = false;
+                break;
+            }
+        }
+        // With everything stopped is the time to take off what a killed tool left in the text.
+        if !filled.is_empty() {
+            cave::clear(&self.target, &filled, &stopped)?;
+        }
+        if nobody {
+            return Ok(Some(stopped));
+        }
+        self.let_go(stopped)?;
+        Ok(None)
+    }
+
+    /// The state area alone is left, and nothing to know.
+    fn give_up_area(&mut self, maps: &Maps) -> Result<()> {
+        if !self.document.is_empty() {
+            return Ok(());
+        }
+        self.area = None;
+        let areas: Vec<_> = runs(maps.iter().filter(|m| m.name.starts_with(PREFIX)));
+        if areas.is_empty() { Ok(()) } else { self.unmap(&areas) }
+    }
+
+    /// Whether there is anything to give back.
+    pub(crate) fn has_left_overs(&mut self) -> Result<bool> {
+        let maps = self.recent_maps()?;
+        Ok(!self.left_over(&maps).is_empty() || (self.area.is_some() && self.document.is_empty()))
+    }
+
+    /// Mappings of ours that nobody needs: not named by the document, and not the state area.
+    fn left_over(&self, maps: &Maps) -> Vec<Range<RemoteAddr>> {
+        let area = self.area.as_ref().map(|area| area.range());
+        let named: Vec<_> = self.document.mappings().chain(&area).cloned().collect();
+        let ours = maps.iter().filter(|m| m.name.starts_with(PREFIX));
+        runs(ours.filter(|m| !named.iter().any(|range| range.start <= m.start && m.end <= range.end)))
+    }
+
+    /// Bytes of address space that our mappings take in the target.
+    pub(crate) fn mapped_bytes(maps: &Maps) -> u64 {
+        maps.iter().filter(|m| m.name.starts_with(PREFIX)).map(Mapping::len).sum()
+    }
+}
+
+/// The mappings as whole memfds: parts with different protections side by side belong together.
+fn runs<'m>(mappings: impl Iterator<Item = &'m Mapping>) -> Vec<Range<RemoteAddr>> {
+    let mut runs: Vec<(Range<RemoteAddr>, u64)> = Vec::new();
+    for m in mappings {
+        match runs.last_mut() {
+            Some((run, inode)) if run.end == m.start && *inode == m.inode => run.end = m.end,
+            _ => runs.push((m.range(), m.inode)),
+        }
+    }
+    runs.into_iter().map(|(run, _)| run).collect()
+}
+
+/// Whether `maps` show any memory of ours.
+#[must_use]
+pub fn has_traces(maps: &Maps) -> bool {
+    maps.iter().any(|m| m.name.starts_with(PREFIX))
+}
+
+/// Whether a mapping is part of a transition's arena.
+pub(crate) fn is_arena(mapping: &Mapping) -> bool {
+    state_area::is_named(mapping, ARENA_NAME)
+}
+
+/// Whether a mapping is a state area.
+#[must_use]
+pub fn is_area(mapping: &Mapping) -> bool {
+    state_area::is_named(mapping, state_area::AREA_NAME)
+}

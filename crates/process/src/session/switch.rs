@@ -1,0 +1,702 @@
+//! Transitions: how threads move from one set of implementations to another (the consistency model).
+//!
+//! ```text
+//! prepare   map and write the arena; everything still means source       commit
+//! start     one stop of the whole process: entries lead to stubs, every
+//!           thread that is not clean is listed as pending, and one store
+//!           of the transition word begins it                             commit
+//! converge  look at each pending thread alone, briefly; strike it from
+//!           the table when its stacks are clean; have threads that come
+//!           by a stub wait there for that, a few milliseconds at a time
+//! finish    one stop: entries lead straight to what they lead to now     commit
+//! ```
+//!
+//! The `pre_` callbacks run before the first, once the patch's image is in the target; the `post_` callbacks after the
+//! last, when every thread runs what it is to run (see [`crate::callbacks`]).
+//!
+//! A tool that dies leaves a target that works at each of these points, and `Session::resume` finds from the document
+//! and the transition word which it is. Before the word is stored nothing has changed for any thread, so an interrupted
+//! start is cancelled; after it, the transition goes on.
+//!
+//! Invariants:
+//! - A thread changes sides only by the begin (all threads that are clean), by a strike (this thread, stopped and
+//!   clean), and by being forced. A reverse changes nobody's side: it makes the others the pending ones.
+//! - A key is struck only when no thread that has it is unclean: threads made by a bare `clone` share one.
+//! - A stub in use is never rewritten, nor the word it reads: each transition has an arena of its own, which is
+//!   unmapped when no stack refers to it.
+
+use crate::canary::canary;
+use crate::code::entry::Installed;
+use crate::code::gate::{self, Gates};
+use crate::code::pending::PendingTable;
+use crate::code::stub::{UNDECIDED_DEPTH, WORD_BEGUN, WORD_SWAPPED, WORD_TABLE};
+use crate::session::Session;
+use crate::session::arena;
+use crate::session::batch::{Batch, Ground};
+use crate::session::census::Census;
+use crate::session::look::{Looker, install_watch, look_at_memory, side_watch};
+use crate::session::stop::Hindrance;
+use crate::state::document::{Arena, Image, Site};
+use crate::threads::{self, StoppedProcess};
+use crate::{Error, RemoteAddr, Result, Tid};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use ugraft_core::{Change, Due, Event, Phase, ThreadId};
+
+/// Pause before the first second look; it doubles up to [`BACKOFF_MAX`].
+const BACKOFF_MIN: Duration = Duration::from_millis(1);
+/// The longest pause between looks.
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
+/// The longest that threads are awaited at the gate in one round.
+const GATE_HELD: Duration = Duration::from_millis(20);
+/// How long more of them are awaited after the first has come.
+const GATE_GRACE: Duration = Duration::from_millis(2);
+/// Pause between two looks whether any has come.
+const GATE_PAUSE: Duration = Duration::from_micros(250);
+/// The longest that one round of looks waits for threads to stop.
+const LOOK_WITHIN: Duration = Duration::from_secs(1);
+
+/// How a transition that was carried on stands.
+#[derive(Debug)]
+pub enum Standing {
+    /// It is over, in the direction it had last.
+    Complete,
+    /// It never began; the target is as before. These threads were in the way.
+    NotBegun(Vec<Hindrance>),
+    /// The time is over and these threads have not switched.
+    Pending(Vec<Hindrance>),
+}
+
+impl Session {
+    /// Carries the transition that a step has just initialized on until `deadline`, after the mappings and writes that
+    /// `batch` wants made before it. A transition that does not begin is cancelled.
+    pub(crate) fn transition(&mut self, mut batch: Batch, deadline: Instant) -> Result<Standing> {
+        if matches!(self.document.state.due(), Due::Callback(_)) {
+            self.run_callbacks(deadline)?;
+            if self.is_over() {
+                self.close_if_over();
+                return self.commit().map(|()| Standing::Complete);
+            }
+            batch = Batch::new(Ground::new(&self.target, self.target.maps()?));
+        }
+        match self.prepare(batch).and_then(|()| self.start(deadline)) {
+            Ok(None) => self.converge(deadline),
+            Ok(Some(hindrances)) => {
+                self.cancel(deadline)?;
+                Ok(Standing::NotBegun(hindrances))
+            }
+            Err(e) => {
+                // What failed is what is to be reported, and the next run cancels again if this fails too.
+                if let Err(also) = self.cancel(deadline) {
+                    tracing::warn!("the transition could not be cancelled: {also}");
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// Maps and writes what the transition needs, and commits it: everything still means source.
+    fn prepare(&mut self, mut batch: Batch) -> Result<()> {
+        let changes = self.document.state.changes();
+        if !changes.is_empty() {
+            let threads = self.target.threads()?.len();
+            let plan = arena::plan(&self.document, &changes, threads, &mut batch.ground, false)?;
+            batch.requests.extend(plan.requests);
+            batch.writes.extend(plan.writes);
+            let (scan_memory, resolvers) = (self.scan_memory, std::mem::take(&mut self.resolvers));
+            self.document.arena = Some(Arena { scan_memory, resolvers, ..plan.arena });
+        }
+        self.install(batch)
+    }
+
+    /// Begins the transition as soon as no thread is inside the bytes that are overwritten. `Some` with the threads in
+    /// the way if that was not to be had before the deadline.
+    fn start(&mut self, deadline: Instant) -> Result<Option<Vec<Hindrance>>> {
+        self.know_images();
+        let changes = self.document.state.changes();
+        let install = install_watch(&self.document, &changes);
+        let mut pause = BACKOFF_MIN;
+        loop {
+            let maps = self.recent_maps()?;
+            let watch = side_watch(&self.document, &maps, &changes, false)?;
+            let obstacles = match self.stop_all(deadline)? {
+                Err(unstoppable) => vec![unstoppable],
+                Ok(stopped) => {
+                    let mut looker = Looker::new(&self.target, &mut self.prover, maps);
+                    let mut unclean = BTreeSet::new();
+                    let mut obstacles = Vec::new();
+                    let mut holds = Vec::new();
+                    for thread in stopped.threads() {
+                        if canary!("skip-a-thread") && thread.tid().0 % 2 == 1 {
+                            continue;
+                        }
+                        if let Some(blocker) = looker.look(thread, &watch)? {
+                            unclean.insert(Census::key(thread));
+                            holds.push((Census::key(thread), blocker.outermost));
+                            obstacles.extend(looker.look(thread, &install)?.map(Hindrance::Blocker));
+                        }
+                    }
+                    if obstacles.is_empty() && !self.look_at_memory(&stopped, &changes, false)?.is_empty() {
+                        // Any thread may go on on that stack.
+                        unclean.extend(stopped.threads().iter().map(Census::key));
+                    }
+                    if obstacles.is_empty() {
+                        if !unclean.is_empty() {
+                            self.census = Some(Census::of(&self.target, &stopped)?);
+                        }
+                        self.begin(&changes, unclean)?;
+                        self.hold(&holds)?;
+                        return self.let_go_begun(stopped).map(|()| None);
+                    }
+                    self.let_go(stopped)?;
+                    obstacles
+                }
+            };
+            if Instant::now() + pause >= deadline {
+                return Ok(Some(obstacles));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    /// The suspended stacks that stand in the way, where those are to be looked for.
+    fn look_at_memory(
+        &self,
+        stopped: &StoppedProcess,
+        changes: &[Change],
+        goal_side: bool,
+    ) -> Result<Vec<Hindrance>> {
+        if !self.scan_memory {
+            return Ok(Vec::new());
+        }
+        look_at_memory(&self.target, stopped, &self.document, changes, goal_side)
+    }
+
+    /// The begin, with all threads stopped: those whose keys are `unclean` are pending, all others switch at once.
+    fn begin(&mut self, changes: &[Change], unclean: BTreeSet<ThreadId>) -> Result<()> {
+        // What follows leads threads into the arena, unless it is done to its end before they run.
+        let entered_before = std::mem::replace(&mut self.was_entered, true);
+        if let Some(arena) = self.document.arena.clone() {
+            if !unclean.is_empty() {
+                let table = PendingTable::build(unclean.iter().map(|key| key.0), arena.capacity()?)?;
+                self.target.memory().write(arena.tables[0], table.as_bytes())?;
+            }
+            if canary!("begin-before-entries") {
+                self.target.memory().write(arena.word, &[WORD_BEGUN])?;
+            }
+            for change in changes {
+                self.lead(change, &arena)?;
+            }
+            self.target.memory().write(arena.word, &[WORD_BEGUN])?;
+        }
+        self.step(Event::Started { pending: unclean })?;
+        if self.is_over() {
+            self.settle(changes)?;
+            self.was_entered = entered_before;
+        }
+        Ok(())
+    }
+
+    /// Lets the threads go after a begin. If that was the end as well, no thread has been in a stub, and what the transition
+    /// needed is given back at once.
+    fn let_go_begun(&mut self, stopped: StoppedProcess) -> Result<()> {
+        let needed = self.document.arena.as_ref().map(|arena| arena.mappings.clone()).unwrap_or_default();
+        self.close_if_over();
+        if self.document.arena.is_none() && !self.was_entered && !needed.is_empty() {
+            // What could not be given back now, the sweep will.
+            self.let_go_and_unmap(stopped, &needed).map(drop)
+        } else {
+            self.let_go(stopped)?;
+            self.commit()
+        }
+    }
+
+    /// Leads the entry of a changing function to its stub.
+    fn lead(&self, change: &Change, arena: &Arena) -> Result<()> {
+        let site = self.document.site(&change.func);
+        let site = site.ok_or_else(|| Error::Damaged(format!("the function {} has no site", change.func)))?;
+        if canary!("settle-early") {
+            return self.lead_to(site, self.document.landing(&change.func, change.goal)?);
+        }
+        self.lead_to(site, Some(arena.stub(&change.func)?))
+    }
+
+    /// Leads an entry to `landing`, or back to its original.
+    fn lead_to(&self, site: &Site, landing: Option<RemoteAddr>) -> Result<()> {
+        let writes = match landing {
+            Some(landing) => site.entry.entry_to(landing).map_err(|e| Error::Damaged(e.to_string()))?,
+            None => site.entry.restore(),
+        };
+        for write in writes {
+            self.target.memory().write(write.addr, &write.bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Leads the entries of functions straight to what they are by now; to be done with all threads stopped.
+    fn settle(&self, changes: &[Change]) -> Result<()> {
+        for change in changes {
+            let Some(site) = self.document.site(&change.func) else { continue };
+            let implementation = self.document.state.steady(&change.func);
+            self.lead_to(site, self.document.landing(&change.func, implementation)?)?;
+        }
+        Ok(())
+    }
+
+    /// Looks at the pending threads until all have switched or the time is over.
+    pub(crate) fn converge(&mut self, deadline: Instant) -> Result<Standing> {
+        self.know_images();
+        let changes = self.document.state.changes();
+        let mut pause = BACKOFF_MIN;
+        let mut census = self.census.take();
+        let mut gates: Option<Gates> = None;
+        while let Some(pending) = self.pending() {
+            let hindrances = match &mut census {
+                Some(census) if census.is_valid() && !self.scan_memory => {
+                    let gates = match &gates {
+                        Some(gates) => gates,
+                        None => gates.insert(self.gates(&changes)?),
+                    };
+                    self.hold_gates(gates, deadline)?;
+                    let looked = self.look_at_each(&pending, census, &changes, gates);
+                    gates.set(self.target.memory(), 0)?;
+                    looked?
+                }
+                _ => {
+                    let (taken, hindrances) = self.look_at_all(&pending, &changes, deadline)?;
+                    census = taken;
+                    hindrances
+                }
+            };
+            let Some(left) = self.pending() else { break };
+            if Instant::now() + pause >= deadline {
+                return Ok(Standing::Pending(hindrances));
+            }
+            std::thread::sleep(pause);
+            pause = if left.len() < pending.len() { BACKOFF_MIN } else { (pause * 2).min(BACKOFF_MAX) };
+        }
+        self.finish(&changes, deadline)?;
+        Ok(Standing::Complete)
+    }
+
+    /// The gates of the running transition's stubs.
+    fn gates(&mut self, changes: &[Change]) -> Result<Gates> {
+        let maps = self.target.maps()?;
+        let (memory, pid, side) = (self.target.memory(), self.target.pid(), self.pending_run_goal());
+        Gates::of(memory, &maps, pid, &mut self.prover.cfi, &self.document, changes, side)
+    }
+
+    /// Has pending threads wait at the stubs that they come by, for a short while: until some have come, or [`GATE_HELD`] is
+    /// over. They wait on until they have been looked at and the gates are set to 0, or the counts run out.
+    fn hold_gates(&self, gates: &Gates, deadline: Instant) -> Result<()> {
+        if gates.is_empty() {
+            return Ok(());
+        }
+        let memory = self.target.memory();
+        let until = (Instant::now() + GATE_HELD).min(deadline);
+        gates.set(memory, gate::TURNS)?;
+        let mut came = None;
+        loop {
+            std::thread::sleep(GATE_PAUSE);
+            let now = Instant::now();
+            if came.is_none() && gates.any_came(memory, gate::TURNS)? {
+                came = Some(now);
+            }
+            if now >= until || came.is_some_and(|came| now >= came + GATE_GRACE) {
+                break;
+            }
+        }
+        // Who waits must go on waiting until it is looked at.
+        gates.set(memory, gate::TURNS)
+    }
+
+    /// Has the gates hold threads that begin a new activation with the stack pointer at the address given with their keys, or
+    /// above: what they are in now is over then.
+    fn hold(&self, holds: &[(ThreadId, Option<u64>)]) -> Result<()> {
+        let Some(arena) = self.document.arena.as_ref().filter(|arena| arena.gates.is_some()) else {
+            return Ok(());
+        };
+        if holds.iter().all(|(_, outermost)| outermost.is_none()) {
+            return Ok(());
+        }
+        let (at, table) = self.table(arena, self.word()?)?;
+        for (key, outermost) in holds {
+            if let Some(outermost) = outermost
+                && let Some((offset, bytes)) = table.hold(key.0, outermost.wrapping_sub(UNDECIDED_DEPTH))
+            {
+                self.target.memory().write(at.offset(offset as i64), &bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at the threads that hold pending keys, each stopped alone, and strikes those that are clean.
+    fn look_at_each(
+        &mut self,
+        pending: &BTreeSet<ThreadId>,
+        census: &mut Census,
+        changes: &[Change],
+        gates: &Gates,
+    ) -> Result<Vec<Hindrance>> {
+        let maps = self.target.maps()?;
+        let watch = &side_watch(&self.document, &maps, changes, self.pending_run_goal())?;
+        let mut holders: Vec<(Tid, ThreadId)> = Vec::new();
+        for &key in pending {
+            match census.holders(key)[..] {
+                [tid] => holders.push((tid, key)),
+                // Shared or gone: only a stop of all tells.
+                _ => census.invalidate(),
+            }
+        }
+        let tids: Vec<Tid> = holders.iter().map(|(tid, _)| *tid).collect();
+        let (mut hindrances, mut holds) = (Vec::new(), Vec::new());
+        let mut seen = BTreeSet::new();
+        let target = Rc::clone(&self.target);
+        let mut renewed = Instant::now();
+        let late = threads::stop_each(&target, &tids, LOOK_WITHIN, |thread| {
+            seen.insert(thread.tid());
+            let mut looker = Looker::new(&target, &mut self.prover, maps.clone()).with_gates(gates);
+            let key = Census::key(&thread);
+            match looker.look(&thread, watch)?.filter(|_| !canary!("strike-without-proof")) {
+                Some(blocker) => {
+                    holds.push((key, blocker.outermost));
+                    hindrances.push(Hindrance::Blocker(blocker));
+                }
+                // Who was born since the census may share the key. With this thread stopped it has no more children.
+                None if holders.contains(&(thread.tid(), key)) && self.holds_alone(key, census)? => {
+                    self.strike(key)?;
+                }
+                None => census.invalidate(),
+            }
+            self.let_go_one(thread)?;
+            // Those who wait at the gates while others wait for their turn to be stopped must go on waiting.
+            if renewed.elapsed() >= GATE_GRACE {
+                renewed = Instant::now();
+                gates.set(target.memory(), gate::TURNS)?;
+            }
+            Ok(())
+        })?;
+        self.hold(&holds)?;
+        for (tid, why) in late {
+            seen.insert(tid);
+            let comm = target.thread_stat(tid)?.map_or_else(|| "?".to_owned(), |stat| stat.comm);
+            hindrances.push(Hindrance::Unstoppable { tid, comm, why });
+        }
+        for (_, key) in holders.iter().filter(|(tid, _)| canary!("strike-the-dead") && !seen.contains(tid)) {
+            self.strike(*key)?;
+        }
+        if tids.iter().any(|tid| !seen.contains(tid)) {
+            census.invalidate();
+        }
+        Ok(hindrances)
+    }
+
+    /// Whether one thread only has `key`, those included that the census does not know yet.
+    fn holds_alone(&mut self, key: ThreadId, census: &mut Census) -> Result<bool> {
+        let Some(unknown) = census.unknown(&self.target)? else { return Ok(false) };
+        for tid in unknown {
+            match self.stop_one(tid)? {
+                Ok(Some(thread)) => {
+                    census.add(&thread);
+                    self.let_go_one(thread)?;
+                }
+                Ok(None) => census.add_keyless(tid),
+                Err(_) => return Ok(false),
+            }
+        }
+        Ok(census.holders(key).len() == 1)
+    }
+
+    /// The same under one stop of all threads, which also tells whose keys they are.
+    fn look_at_all(
+        &mut self,
+        pending: &BTreeSet<ThreadId>,
+        changes: &[Change],
+        deadline: Instant,
+    ) -> Result<(Option<Census>, Vec<Hindrance>)> {
+        let maps = self.target.maps()?;
+        let watch = &side_watch(&self.document, &maps, changes, self.pending_run_goal())?;
+        let stopped = match self.stop_all(deadline)? {
+            Ok(stopped) => stopped,
+            Err(unstoppable) => return Ok((None, vec![unstoppable])),
+        };
+        let mut looker = Looker::new(&self.target, &mut self.prover, maps);
+        let mut hindrances = Vec::new();
+        let mut unclean = BTreeSet::new();
+        let mut holds = Vec::new();
+        for thread in stopped.threads().iter().filter(|t| pending.contains(&Census::key(t))) {
+            if let Some(blocker) = looker.look(thread, watch)? {
+                unclean.insert(Census::key(thread));
+                holds.push((Census::key(thread), blocker.outermost));
+                hindrances.push(Hindrance::Blocker(blocker));
+            }
+        }
+        self.hold(&holds)?;
+        let suspended = self.look_at_memory(&stopped, changes, self.pending_run_goal())?;
+        if suspended.is_empty() {
+            for key in pending.difference(&unclean) {
+                self.strike(*key)?;
+            }
+        }
+        hindrances.extend(suspended);
+        let census = Census::of(&self.target, &stopped)?;
+        self.let_go(stopped)?;
+        Ok((Some(census), hindrances))
+    }
+
+    /// Strikes a key: whoever has it is on the other side from now on.
+    fn strike(&mut self, key: ThreadId) -> Result<()> {
+        if let Some(arena) = &self.document.arena {
+            let (at, table) = self.table(arena, self.word()?)?;
+            if let Some(offset) = table.strike_offset(key.0) {
+                self.target.memory().write(at.offset(offset as i64), &[0])?;
+            }
+        }
+        self.step(Event::ThreadSwitched(key))
+    }
+
+    /// The entries of a completed transition lead straight on, its `post_` callbacks run, and its arena is given up.
+    fn finish(&mut self, changes: &[Change], deadline: Instant) -> Result<()> {
+        let due = matches!(self.document.state.due(), Due::Callback(_));
+        if self.document.arena.is_none() && !due {
+            return Ok(());
+        }
+        if !self.is_settled(changes)? {
+            let stopped = self.stop_all_patiently(deadline)?;
+            self.settle(changes)?;
+            self.let_go(stopped)?;
+        }
+        if due {
+            self.commit()?;
+            self.run_callbacks(deadline)?;
+        }
+        self.close_if_over();
+        self.commit()
+    }
+
+    /// Whether every thread has switched: what is left are callbacks at most.
+    fn is_over(&self) -> bool {
+        self.document.state.transition().is_none_or(|transition| transition.phase() == Phase::Completing)
+    }
+
+    /// What a transition that is over, and settled, needed is nobody's any more.
+    pub(crate) fn close_if_over(&mut self) {
+        if self.document.state.transition().is_none() {
+            self.document.arena = None;
+            self.forget_what_is_gone();
+        }
+    }
+
+    fn is_settled(&self, changes: &[Change]) -> Result<bool> {
+        for change in changes {
+            let Some(site) = self.document.site(&change.func) else { continue };
+            let implementation = self.document.state.steady(&change.func);
+            let wanted = match self.document.landing(&change.func, implementation)? {
+                Some(landing) => Installed::Redirect(landing),
+                None => Installed::Original,
+            };
+            if site.entry.installed(|addr, buf| self.target.memory().read(addr, buf))? != wanted {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Turns the running transition round. Nobody changes sides by this: who had switched is pending now.
+    pub(crate) fn turn_round(&mut self, deadline: Instant) -> Result<()> {
+        self.know_images();
+        let changes = self.document.state.changes();
+        let had_not = self.pending().unwrap_or_default();
+        let maps = self.target.maps()?;
+        let side = self.pending_run_goal() == canary!("reverse-asks-for-the-wrong-side");
+        let watch = side_watch(&self.document, &maps, &changes, side)?;
+        let stopped = self.stop_all_patiently(deadline)?;
+        let mut looker = Looker::new(&self.target, &mut self.prover, maps);
+        let mut unclean = BTreeSet::new();
+        for thread in stopped.threads().iter().filter(|t| !had_not.contains(&Census::key(t))) {
+            if looker.look(thread, &watch)?.is_some() {
+                unclean.insert(Census::key(thread));
+            }
+        }
+        if !self.look_at_memory(&stopped, &changes, !self.pending_run_goal())?.is_empty() {
+            unclean.extend(stopped.threads().iter().map(Census::key).filter(|key| !had_not.contains(key)));
+        }
+        if let Some(arena) = &self.document.arena {
+            let memory = self.target.memory();
+            let swapped = if canary!("reverse-moves-threads") { 0 } else { WORD_SWAPPED };
+            let word = self.word()? ^ (WORD_TABLE | swapped);
+            let (at, table) = self.table(arena, word)?;
+            memory.write(at, table.renewed(unclean.iter().map(|key| key.0))?.as_bytes())?;
+            memory.write(arena.word, &[word])?;
+        }
+        self.step(Event::Reverse { patch: None, threads: unclean })?;
+        if self.is_over() {
+            self.settle(&changes)?;
+        }
+        self.let_go(stopped)?;
+        self.commit()
+    }
+
+    /// Declares all pending threads switched, clean or not, and completes the transition.
+    pub(crate) fn force_through(&mut self, deadline: Instant) -> Result<()> {
+        let stopped = self.stop_all_patiently(deadline)?;
+        self.step(Event::Force { patch: None })?;
+        // What is forced must be known before the first thread is struck: its memory stays for ever.
+        self.commit()?;
+        self.complete_unproved()?;
+        self.let_go(stopped)?;
+        self.run_callbacks(deadline)?;
+        self.close_if_over();
+        self.commit()
+    }
+
+    /// Strikes all keys that are listed and settles all entries; to be done with all threads stopped.
+    fn complete_unproved(&self) -> Result<()> {
+        if let Some(arena) = &self.document.arena {
+            let (at, table) = self.table(arena, self.word()?)?;
+            for offset in table.pending().filter_map(|key| table.strike_offset(key)) {
+                self.target.memory().write(at.offset(offset as i64), &[0])?;
+            }
+        }
+        for site in &self.document.sites {
+            let implementation = self.document.state.steady(&site.func);
+            self.lead_to(site, self.document.landing(&site.func, implementation)?)?;
+        }
+        Ok(())
+    }
+
+    /// Takes up what an earlier run of the tool left: cancels a transition that had not begun, reads who is pending in one
+    /// that had, and carries a force to its end. Whether a transition runs after that is for the caller to see.
+    pub(crate) fn resume(&mut self, deadline: Instant) -> Result<()> {
+        if self.document.state.transition().is_none() && self.run_one_callback(deadline)? {
+            // The init of a patch whose enabling may have begun by this, or the exit of one that is gone.
+            self.close_if_over();
+            self.commit()?;
+        }
+        let Some(transition) = self.document.state.transition() else {
+            if self.document.arena.is_some() {
+                // A force that was recorded and not carried out to its end.
+                let stopped = self.stop_all_patiently(deadline)?;
+                self.complete_unproved()?;
+                self.let_go(stopped)?;
+                self.close_if_over();
+                self.commit()?;
+            }
+            return Ok(());
+        };
+        let phase = transition.phase();
+        let begun = self.document.arena.is_some() && self.word()? & WORD_BEGUN != 0;
+        if phase == Phase::Initializing && !begun {
+            // One that began has to be waited for, whatever comes after it.
+            self.run_callbacks(deadline)?;
+            return self.cancel(deadline);
+        }
+        if phase == Phase::Completing {
+            if self.document.arena.is_some() {
+                let stopped = self.stop_all_patiently(deadline)?;
+                self.complete_unproved()?;
+                self.let_go(stopped)?;
+            }
+            return self.finish(&[], deadline);
+        }
+        // Once the last thread is known to have switched, the state knows of no changes any more.
+        let changes = self.document.state.changes();
+        let pending = self.listed()?;
+        let reversed = self.word()? & WORD_SWAPPED != 0;
+        self.was_entered = true;
+        self.step(Event::Resumed { pending, reversed })?;
+        if self.is_over() { self.finish(&changes, deadline) } else { Ok(()) }
+    }
+
+    /// Takes back a transition that has not begun: entries that lead to stubs, which still mean source, lead to the
+    /// source again.
+    fn cancel(&mut self, deadline: Instant) -> Result<()> {
+        let Some(transition) = self.document.state.transition() else {
+            self.document.arena = None;
+            self.forget_what_is_gone();
+            return self.commit();
+        };
+        if transition.phase() != Phase::Initializing {
+            return Ok(());
+        }
+        let changes = self.document.state.changes();
+        if self.leads_to_stubs(&changes)? {
+            let stopped = self.stop_all_patiently(Instant::now() + BACKOFF_MAX)?;
+            for change in &changes {
+                if let Some(site) = self.document.site(&change.func) {
+                    self.lead_to(site, self.document.landing(&change.func, change.source)?)?;
+                }
+            }
+            self.let_go(stopped)?;
+        }
+        self.step(Event::Reverse { patch: None, threads: BTreeSet::new() })?;
+        self.document.arena = None;
+        if matches!(self.document.state.due(), Due::Callback(_)) {
+            self.commit()?;
+            self.run_callbacks(deadline)?;
+        }
+        self.forget_what_is_gone();
+        self.commit()
+    }
+
+    fn leads_to_stubs(&self, changes: &[Change]) -> Result<bool> {
+        let Some(arena) = &self.document.arena else { return Ok(false) };
+        for change in changes {
+            let Some(site) = self.document.site(&change.func) else { continue };
+            let stub = Installed::Redirect(arena.stub(&change.func)?);
+            if site.entry.installed(|addr, buf| self.target.memory().read(addr, buf))? == stub {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Drops images of patches that are gone and sites of functions that nobody patches any more.
+    pub(crate) fn forget_what_is_gone(&mut self) {
+        let state = &self.document.state;
+        self.document.images.retain(|image| state.patch(image.patch).is_some());
+        let used: Vec<_> = state.steady_all().into_iter().map(|(func, _)| func).collect();
+        self.document.sites.retain(|site| used.contains(&site.func));
+        let images = &self.document.images;
+        if !images.iter().any(Image::has_callbacks) {
+            self.document.call_area = None;
+        }
+        if self.document.state.patches().is_empty() {
+            self.document.runtime = None;
+        }
+    }
+
+    /// The keys of the transition that have not switched; `None` when it is over.
+    fn pending(&self) -> Option<BTreeSet<ThreadId>> {
+        let transition = self.document.state.transition().filter(|_| !self.is_over());
+        transition.map(|transition| transition.pending().clone())
+    }
+
+    fn pending_run_goal(&self) -> bool {
+        self.document.state.transition().is_some_and(|transition| transition.is_reversed())
+    }
+
+    fn word(&self) -> Result<u8> {
+        let mut byte = [0];
+        if let Some(arena) = &self.document.arena {
+            self.target.memory().read(arena.word, &mut byte)?;
+        }
+        Ok(byte[0])
+    }
+
+    /// The keys that the pending table in the target lists.
+    fn listed(&self) -> Result<BTreeSet<ThreadId>> {
+        let Some(arena) = &self.document.arena else { return Ok(BTreeSet::new()) };
+        let (_, table) = self.table(arena, self.word()?)?;
+        Ok(table.pending().map(ThreadId).collect())
+    }
+
+    /// The table that `word` names, and where it lies.
+    fn table(&self, arena: &Arena, word: u8) -> Result<(RemoteAddr, PendingTable)> {
+        let at = arena.tables[usize::from(word & WORD_TABLE != 0)];
+        let bytes = self.target.memory().read_vec(at, arena.capacity()?.bytes())?;
+        Ok((at, PendingTable::parse(&bytes)?))
+    }
+}

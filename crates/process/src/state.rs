@@ -1,0 +1,5 @@
+//! The truth about the target, kept inside it.
+
+pub mod document;
+pub mod log_ring;
+pub mod state_area;
