@@ -62,12 +62,12 @@ KLP_PATCH(patch);
 //@ say begin
 //@ expect suspended
 //@ $ ugraft check fix.o --pid $PID | grep note
-//> note: target switches contexts (swapcontext): what is on a stack that no thread runs on is not seen; give --scan memory to look for it in all memory
+//> note: target can switch contexts (swapcontext): what is on a stack that no thread runs on is not seen; give --scan memory to look for it in all memory
 
 // Without the option the tool warns.
 //@ $ ugraft load fix.o --pid $PID
 //> patch 'fix': enabled (1 thread, longest pause [..], [..] in all)
-//! ugraft: target switches contexts (swapcontext): what is on a stack that no thread runs on is not seen; give --scan memory to look for it in all memory
+//! ugraft: target can switch contexts (swapcontext): what is on a stack that no thread runs on is not seen; give --scan memory to look for it in all memory
 //@ $ ugraft disable fix --pid $PID --scan memory --quiet
 //@ $ ugraft unload fix --pid $PID --quiet
 //@ clean

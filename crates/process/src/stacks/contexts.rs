@@ -16,7 +16,13 @@ const LIBC: &str = "libc.so.6";
 /// for nothing but the asynchronous engines of OpenSSL (ASYNC_start_job(3ssl)).
 const CRYPTO: &str = "libcrypto.so";
 
-/// An object that switches contexts.
+/// The section in which the linker of Go tells of the program (Go's `debug/buildinfo`). Goroutines give way on stacks of their own.
+const GO_SECTION: &str = ".go.buildinfo";
+
+/// What is named for it.
+const GO_RUNTIME: &str = "goroutines";
+
+/// An object that can switch contexts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Switcher {
     object: String,
@@ -27,15 +33,18 @@ impl fmt::Display for Switcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} switches contexts ({}): what is on a stack that no thread runs on is not seen; give --scan memory to \
+            "{} can switch contexts ({}): what is on a stack that no thread runs on is not seen; give --scan memory to \
              look for it in all memory",
             self.object, self.function
         )
     }
 }
 
-/// The first object that switches contexts. What cannot be read is passed over.
+/// The first object that can switch contexts. What cannot be read is passed over.
 pub(crate) fn switcher(objects: &Objects<'_>) -> Option<Switcher> {
+    if is_go(objects.main()) {
+        return Some(Switcher { object: objects.main().name().to_owned(), function: GO_RUNTIME });
+    }
     if objects.main().is_static() {
         let function = SWITCHERS.into_iter().find(|name| objects.function(None, name, 0).is_ok())?;
         return Some(Switcher { object: objects.main().name().to_owned(), function });
@@ -45,6 +54,11 @@ pub(crate) fn switcher(objects: &Objects<'_>) -> Option<Switcher> {
         let function = used_by(object).ok()??;
         Some(Switcher { object: object.name().to_owned(), function })
     })
+}
+
+fn is_go(object: &Object<'_>) -> bool {
+    let sections = object.file().ok().and_then(|file| file.sections().ok()).unwrap_or_default();
+    sections.iter().any(|section| section.name == GO_SECTION)
 }
 
 fn used_by(object: &Object<'_>) -> Result<Option<&'static str>> {

@@ -20,7 +20,7 @@ pub const MAX_MEMORY_HITS: usize = 1000;
 
 /// Functions by which programs switch contexts within a thread. `setjmp` is not among them: it is mostly used to go
 /// back to a frame that is on the stack anyway.
-pub(crate) const SWITCHERS: [&str; 9] = [
+pub(crate) const SWITCHERS: [&str; 10] = [
     "makecontext",
     "swapcontext",
     "setcontext",
@@ -31,6 +31,8 @@ pub(crate) const SWITCHERS: [&str; 9] = [
     "ontop_fcontext",
     // The split stacks of gcc.
     "__morestack",
+    // What a library written in Go has for its callers in C.
+    "crosscall2",
     // libco and others.
     "co_switch",
 ];
