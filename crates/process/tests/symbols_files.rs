@@ -46,7 +46,8 @@ fn a_debug_file_by_build_id_in_the_targets_root() {
     shop.run("gcc -O2 -g -Wl,--build-id=0xabcdef0123 a.c -o prog").run("mkdir -p debug/.build-id/ab");
     shop.run("objcopy --only-keep-debug prog debug/.build-id/ab/cdef0123.debug").run("strip prog");
     let elsewhere = Running::start(&mut Command::new(shop.path("prog")));
-    refused(&elsewhere);
+    let place = "it is stripped; /usr/lib/debug/.build-id/ab/cdef0123.debug would have them";
+    assert_eq!(refused(&elsewhere), [place]);
     assert_eq!(elsewhere.objects().main().build_id(), Some(&[0xab, 0xcd, 0xef, 0x01, 0x23][..]));
     elsewhere.objects().main().check_build_id(&[0xab, 0xcd, 0xef, 0x01, 0x23]).unwrap();
     assert!(matches!(elsewhere.objects().main().check_build_id(&[1]), Err(SymbolError::BuildId { .. })));

@@ -101,7 +101,18 @@ pub(crate) fn full_table(
         Ok(None) => {}
         Err(e) => notes.push(e.to_string()),
     }
+    notes.push(stripped(id));
     None
+}
+
+fn stripped(id: Option<&[u8]>) -> String {
+    match id {
+        Some(id) => {
+            let path = build_id_path(Path::new("/"), id);
+            format!("it is stripped; {} would have them", path.display())
+        }
+        None => "it is stripped, and has no build-id to find a debug file by".to_owned(),
+    }
 }
 
 /// The file's `.symtab`, where it has one with symbols.
