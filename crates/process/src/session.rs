@@ -307,7 +307,7 @@ pub fn objects_among<'t>(target: &'t Target, maps: &Maps) -> Result<Objects<'t>>
         .into_iter()
         .flat_map(|(key, value)| [key.to_le_bytes(), value.to_le_bytes()].concat())
         .collect();
-    let proc_dir = PathBuf::from(format!("/proc/{}", target.pid()));
+    let proc_dir = PathBuf::from(format!("/proc/{}", target.live_thread()?));
     Objects::read(target.memory(), maps, &auxv, &proc_dir)
 }
 

@@ -289,8 +289,12 @@ impl Target {
         }
     }
 
-    /// The path of `file` in the procfs directory of a thread that lives.
-    fn proc_path(&self, file: &str) -> Result<String> {
+    /// A thread that lives: the first one, unless that has left by pthread_exit(3). What is the process's own is seen
+    /// through it, below `/proc/TID` too, which is there for threads but not listed (proc_pid(5)).
+    ///
+    /// # Errors
+    /// [`Error::TargetGone`].
+    pub fn live_thread(&self) -> Result<Tid> {
         let known = Tid(self.live.load(Ordering::Relaxed));
         let tid = match self.thread_stat(known)? {
             Some(stat) if !stat.is_dead() => known,
@@ -300,7 +304,12 @@ impl Target {
                 tid
             }
         };
-        Ok(format!("/proc/{}/task/{tid}/{file}", self.pid))
+        Ok(tid)
+    }
+
+    /// The path of `file` in the procfs directory of a thread that lives.
+    fn proc_path(&self, file: &str) -> Result<String> {
+        Ok(format!("/proc/{}/{file}", self.live_thread()?))
     }
 
     fn proc_error(&self, path: &str, source: io::Error) -> Error {
@@ -334,7 +343,7 @@ fn list_threads(pid: Pid) -> Result<Option<Vec<Tid>>> {
 
 /// A thread of the process that has not exited, the first if possible; with the first one's start time, which names the
 /// process.
-fn live_thread(pid: Pid) -> Result<Option<(Tid, ThreadStat)>> {
+pub(crate) fn live_thread(pid: Pid) -> Result<Option<(Tid, ThreadStat)>> {
     let first = Tid(pid.0);
     // An exec in another thread gives that one the first one's id; both may be missed in one pass.
     for _ in 0..3 {

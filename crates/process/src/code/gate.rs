@@ -26,7 +26,7 @@ use crate::stacks::way_in::{Landing, landing};
 use crate::state::document::Document;
 use crate::target::maps::Maps;
 use crate::target::memory::Memory;
-use crate::{Pid, RemoteAddr, Result};
+use crate::{RemoteAddr, Result, Tid};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, OpKind};
 use std::ops::Range;
 use ugraft_core::{Change, Implementation};
@@ -60,11 +60,11 @@ struct Leaves {
 }
 
 impl Gates {
-    /// The gates for `changes`; `goal_side` says which side the pending threads run.
+    /// The gates for `changes`, as `thread`, which lives, sees the code; `goal_side` says which side the pending threads run.
     pub(crate) fn of(
         memory: &Memory,
         maps: &Maps,
-        pid: Pid,
+        thread: Tid,
         cfi: &mut Cfi,
         document: &Document,
         changes: &[Change],
@@ -82,7 +82,7 @@ impl Gates {
         let mut all = Vec::new();
         for change in changes {
             let side = if goal_side { change.goal } else { change.source };
-            let mut row = |pc: u64| cfi.row(memory, maps, pid, pc).ok().map(|row| row.cfa.clone());
+            let mut row = |pc: u64| cfi.row(memory, maps, thread, pc).ok().map(|row| row.cfa.clone());
             let mut leaves = Leaves::default();
             let code = document.code(&change.func, side)?;
             for range in code {

@@ -32,12 +32,13 @@ pub enum Sharing {
 /// [`Error::SharedMemory`], [`Error::Proc`].
 pub fn check_not_shared(target: &Target) -> Result<()> {
     let failed = |source| Error::Proc { path: "/proc".to_owned(), source };
+    let ours = target.live_thread()?;
     for entry in std::fs::read_dir("/proc").map_err(failed)? {
         let Ok(entry) = entry else { continue };
         let Some(other) = entry.file_name().to_str().and_then(|name| name.parse().ok()).map(Pid) else {
             continue;
         };
-        if other == target.pid() || !same_memory(target.pid(), other) {
+        if other == target.pid() || !same_memory(ours, Tid(other.0)) {
             continue;
         }
         let Some(stat) = ThreadStat::read(other, Tid(other.0))? else { continue };
@@ -51,7 +52,8 @@ pub fn check_not_shared(target: &Target) -> Result<()> {
     Ok(())
 }
 
-fn same_memory(a: Pid, b: Pid) -> bool {
+/// A thread that is dead has no memory, as threads of the kernel have none, and all of those are said to share it.
+fn same_memory(a: Tid, b: Tid) -> bool {
     // SAFETY: a system call that takes numbers only.
     unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, KCMP_VM, 0, 0) == 0 }
 }

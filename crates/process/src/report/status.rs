@@ -13,6 +13,7 @@ use crate::state::document::Document;
 use crate::state::log_ring::{LogRing, Record};
 use crate::state::state_area::StateArea;
 use crate::target::Target;
+use crate::target::live_thread;
 use crate::target::maps::Maps;
 use crate::{Error, Pid, Result};
 use std::time::{Duration, Instant};
@@ -68,8 +69,11 @@ pub fn patched_processes() -> Vec<Pid> {
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok().map(Pid));
     let mut patched: Vec<_> = pids
         .filter(|pid| {
-            let text = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
-            Maps::parse(&text).is_some_and(|maps| sweep::has_traces(&maps))
+            let text = live_thread(*pid)
+                .ok()
+                .flatten()
+                .and_then(|(thread, _)| std::fs::read_to_string(format!("/proc/{thread}/maps")).ok());
+            Maps::parse(&text.unwrap_or_default()).is_some_and(|maps| sweep::has_traces(&maps))
         })
         .collect();
     patched.sort();

@@ -284,8 +284,9 @@ impl Session {
     /// The gates of the running transition's stubs.
     fn gates(&mut self, changes: &[Change]) -> Result<Gates> {
         let maps = self.target.maps()?;
-        let (memory, pid, side) = (self.target.memory(), self.target.pid(), self.pending_run_goal());
-        Gates::of(memory, &maps, pid, &mut self.prover.cfi, &self.document, changes, side)
+        let (memory, thread, side) =
+            (self.target.memory(), self.target.live_thread()?, self.pending_run_goal());
+        Gates::of(memory, &maps, thread, &mut self.prover.cfi, &self.document, changes, side)
     }
 
     /// Has pending threads wait at the stubs that they come by, for a short while: until some have come, or [`GATE_HELD`] is

@@ -11,7 +11,7 @@
 use crate::stacks::rules::{self, BadRules, Row};
 use crate::target::maps::{Mapping, Maps};
 use crate::target::memory::Memory;
-use crate::{Pid, RemoteAddr};
+use crate::{RemoteAddr, Tid};
 use gimli::{BaseAddresses, EndianSlice, LittleEndian, UnwindSection};
 use object::LittleEndian as LE;
 use object::elf::{FileHeader64, PF_X, PT_GNU_EH_FRAME, PT_LOAD, PT_NOTE, ProgramHeader64};
@@ -227,15 +227,15 @@ impl Cfi {
         self.rows.clear();
     }
 
-    /// The rules for the instruction at, or that contains, `pc`.
+    /// The rules for the instruction at, or that contains, `pc`. The target's files are reached through `thread`, which lives.
     ///
     /// # Errors
     /// [`NoCfi`] says why there are none.
-    pub fn row(&mut self, memory: &Memory, maps: &Maps, pid: Pid, pc: u64) -> Result<Arc<Row>, NoCfi> {
+    pub fn row(&mut self, memory: &Memory, maps: &Maps, thread: Tid, pc: u64) -> Result<Arc<Row>, NoCfi> {
         if let Some(known) = self.rows.get(&pc) {
             return known.clone();
         }
-        let row = self.find(memory, maps, pid, pc).map(Arc::new);
+        let row = self.find(memory, maps, thread, pc).map(Arc::new);
         if self.rows.len() >= MAX_ROWS {
             self.rows.clear();
         }
@@ -243,7 +243,7 @@ impl Cfi {
         row
     }
 
-    fn find(&mut self, memory: &Memory, maps: &Maps, pid: Pid, pc: u64) -> Result<Row, NoCfi> {
+    fn find(&mut self, memory: &Memory, maps: &Maps, thread: Tid, pc: u64) -> Result<Row, NoCfi> {
         if let Some(r) = self.registered.iter_mut().find(|r| r.code.contains(&pc)) {
             let offset = r.list.find(pc).ok_or(NoCfi::NoEntry)?;
             return eh_row(memory, &mut r.frame, offset, pc);
@@ -251,9 +251,9 @@ impl Cfi {
         let mapping = maps.find(RemoteAddr(pc)).filter(|m| m.exec).ok_or(NoCfi::NotCode)?;
         for first in headers_of(maps, mapping) {
             let object =
-                self.objects.entry(first.start.0).or_insert_with(|| Object::read(memory, pid, first));
+                self.objects.entry(first.start.0).or_insert_with(|| Object::read(memory, thread, first));
             if let Some(object) = object.as_mut().filter(|o| o.is_code(pc, mapping)) {
-                return object.row(memory, pid, pc);
+                return object.row(memory, thread, pc);
             }
         }
         Err(NoCfi::NoObject)
@@ -275,7 +275,7 @@ fn headers_of<'m>(maps: &'m Maps, mapping: &'m Mapping) -> impl Iterator<Item = 
 }
 
 impl Object {
-    fn read(memory: &Memory, pid: Pid, first: &Mapping) -> Option<Self> {
+    fn read(memory: &Memory, thread: Tid, first: &Mapping) -> Option<Self> {
         let head = memory.read_vec(first.start, 64).ok()?;
         let (phoff, phsize) = program_headers_of(&head)?;
         let table = memory.read_vec(first.start.offset(phoff as i64), phsize).ok()?;
@@ -289,7 +289,7 @@ impl Object {
             Self { bias, segments, eh_frame: EhFrame::Absent, debug_frame: None, first: first.clone() };
         object.eh_frame = match object.searched(memory) {
             Some(found) => found,
-            None => object.listed(memory, pid).unwrap_or(EhFrame::Absent),
+            None => object.listed(memory, thread).unwrap_or(EhFrame::Absent),
         };
         Some(object)
     }
@@ -339,8 +339,8 @@ impl Object {
     }
 
     /// `.eh_frame` where only the file's section table tells where it is.
-    fn listed(&self, memory: &Memory, pid: Pid) -> Option<EhFrame> {
-        let file = self.file(memory, pid)?;
+    fn listed(&self, memory: &Memory, thread: Tid) -> Option<EhFrame> {
+        let file = self.file(memory, thread)?;
         let section = file.section(".eh_frame")?;
         let start = section.0.wrapping_add(self.bias);
         if section.2 > MAX_SECTION || self.segment_end(start)? < start.checked_add(section.2)? {
@@ -350,7 +350,7 @@ impl Object {
         Some(EhFrame::Listed { list, frame })
     }
 
-    fn row(&mut self, memory: &Memory, pid: Pid, pc: u64) -> Result<Row, NoCfi> {
+    fn row(&mut self, memory: &Memory, thread: Tid, pc: u64) -> Result<Row, NoCfi> {
         let found = match &mut self.eh_frame {
             EhFrame::Absent => Ok(None),
             EhFrame::Listed { list, frame } => {
@@ -367,7 +367,7 @@ impl Object {
             Err(e) => return Err(e),
         }
         if self.debug_frame.is_none() {
-            self.debug_frame = Some(self.read_debug_frame(memory, pid));
+            self.debug_frame = Some(self.read_debug_frame(memory, thread));
         }
         let Some(Some(debug)) = &self.debug_frame else { return Err(NoCfi::NoEntry) };
         let link = pc.wrapping_sub(self.bias);
@@ -380,8 +380,8 @@ impl Object {
         Ok(rules::row(&section, &bases, &fde, link, self.bias)?)
     }
 
-    fn read_debug_frame(&self, memory: &Memory, pid: Pid) -> Option<DebugFrame> {
-        let file = self.file(memory, pid)?;
+    fn read_debug_frame(&self, memory: &Memory, thread: Tid) -> Option<DebugFrame> {
+        let file = self.file(memory, thread)?;
         let (_, offset, size) = file.section(".debug_frame")?;
         if size > MAX_SECTION {
             return None;
@@ -393,10 +393,10 @@ impl Object {
     }
 
     /// The file that the object was loaded from, if its program headers and notes are those in memory.
-    fn file(&self, memory: &Memory, pid: Pid) -> Option<ObjectFile> {
+    fn file(&self, memory: &Memory, thread: Tid) -> Option<ObjectFile> {
         let m = &self.first;
-        let by_range = format!("/proc/{pid}/map_files/{:x}-{:x}", m.start.0, m.end.0);
-        let by_name = format!("/proc/{pid}/root{}", m.name);
+        let by_range = format!("/proc/{thread}/map_files/{:x}-{:x}", m.start.0, m.end.0);
+        let by_name = format!("/proc/{thread}/root{}", m.name);
         [by_range, by_name]
             .iter()
             .filter_map(|path| File::open(path).ok())

@@ -217,7 +217,7 @@ impl<'a> Unwinder<'a> {
 
     fn step(&mut self, registers: &Registers, frame: Frame) -> Result<Caller, Doubt> {
         let at = if frame.exact { frame.pc } else { frame.pc.wrapping_sub(1) };
-        let row = match self.cfi.row(self.memory, self.maps, self.thread.pid, at) {
+        let row = match self.cfi.row(self.memory, self.maps, self.thread.tid, at) {
             Ok(row) => row,
             Err(NoCfi::NoEntry) if self.is_trampoline(frame, registers) => {
                 return self.interrupted(frame, None);
@@ -381,7 +381,7 @@ impl<'a> Unwinder<'a> {
 
     /// Whether `frame` is a signal trampoline, by its rules or its bytes.
     fn is_signal_code(&mut self, frame: Frame, registers: &Registers) -> bool {
-        match self.cfi.row(self.memory, self.maps, self.thread.pid, frame.pc.wrapping_sub(1)) {
+        match self.cfi.row(self.memory, self.maps, self.thread.tid, frame.pc.wrapping_sub(1)) {
             Ok(row) => row.signal,
             Err(NoCfi::NoEntry) => self.is_trampoline(frame, registers),
             Err(_) => false,
@@ -395,7 +395,7 @@ impl<'a> Unwinder<'a> {
         let slot = cfa.wrapping_add_signed(offset);
         let Self { cfi, memory, maps, thread, .. } = self;
         exit_path::agrees(memory, registers, frame.pc, &row.code, slot, |pc| {
-            cfi.row(memory, maps, thread.pid, pc).ok()
+            cfi.row(memory, maps, thread.tid, pc).ok()
         })
     }
 
