@@ -149,6 +149,12 @@ pub fn info(patch: &PatchFile) -> String {
     if !m.depends.is_empty() {
         field("depends", Some(&m.depends.join(", ")));
     }
+    for state in &m.states {
+        field("state", Some(&format!("{:#x}, version {}", state.id, state.version)));
+    }
+    for param in &m.params {
+        field("parameter", Some(&format!("{} ({})", param.name, param.kind.name())));
+    }
     field("size", Some(&format!("{} bytes", patch.layout().size)));
     for o in &m.objects {
         let id = o.build_id.as_ref().map(|id| format!(" (build-id {})", hex(id))).unwrap_or_default();

@@ -59,6 +59,23 @@ impl ParamKind {
         })
     }
 
+    /// The name that `module_param` has for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bool => "bool",
+            Self::InvBool => "invbool",
+            Self::Byte => "byte",
+            Self::Short => "short",
+            Self::UShort => "ushort",
+            Self::Int => "int",
+            Self::UInt => "uint",
+            Self::Long => "long",
+            Self::ULong => "ulong",
+            Self::CharP => "charp",
+        }
+    }
+
     /// Bytes of its variable.
     #[must_use]
     pub fn size(self) -> u64 {

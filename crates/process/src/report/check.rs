@@ -1,5 +1,6 @@
 //! Trying a patch on a target up to the first write: a verdict per function, and whether the whole would load.
 
+use crate::callbacks::runtime;
 use crate::objects::parts::Part;
 use crate::session::batch::{Batch, Ground};
 use crate::session::objects_of;
@@ -111,6 +112,12 @@ pub fn check(patch: &PatchFile, pid: Pid) -> Result<CheckReport> {
         funcs.push(FuncVerdict { object, name, addr, verdict, cold, clones, ok });
     }
     let mut batch = Batch::new(Ground::new(&target, maps.clone()));
+    if runtime::is_needed(patch) && document.runtime.is_none() {
+        match runtime::plan(&objects, &mut batch) {
+            Ok(runtime) => document.runtime = Some(runtime),
+            Err(e) => problems.push(e.to_string()),
+        }
+    }
     if let Err(e) = plan::image(PatchId(0), patch, &desc, &objects, &document, &mut batch) {
         problems.push(e.to_string());
     }
