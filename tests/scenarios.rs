@@ -57,6 +57,7 @@ fn tests() -> Result<Vec<Test>> {
 fn is_missing(need: &str) -> bool {
     match need {
         "root" => !isolate::is_root(),
+        "cgroup2" => !isolate::has_cgroups(),
         program => !compile::is_installed(program),
     }
 }

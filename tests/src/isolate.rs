@@ -171,6 +171,19 @@ fn die_with_parent() {
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
 }
 
+/// Whether control groups of version 2 are mounted, and new ones can be made.
+pub fn has_cgroups() -> bool {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let root = mounts.lines().map(|line| line.split(' ')).find_map(|mut words| {
+        let (at, kind) = (words.nth(1)?, words.next()?);
+        (kind == "cgroup2").then(|| at.to_owned())
+    });
+    root.is_some_and(|root| {
+        let group = format!("{root}/ugraft-tests-{}", std::process::id());
+        std::fs::create_dir(&group).and_then(|()| std::fs::remove_dir(&group)).is_ok()
+    })
+}
+
 /// Whether this process may do what only the superuser may.
 pub fn is_root() -> bool {
     // SAFETY: geteuid has no arguments and cannot fail.

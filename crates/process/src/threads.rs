@@ -47,7 +47,7 @@ pub enum Unstoppable {
     #[error("it waits for a vfork child to exec or exit")]
     Vfork,
     /// It is in an uninterruptible sleep, in the system call of that number if it is known.
-    #[error("it is in an uninterruptible sleep{}", .0.map_or(String::new(), |nr| format!(" (system call {nr})")))]
+    #[error("it is in an uninterruptible sleep{}, or frozen with its control group", .0.map_or(String::new(), |nr| format!(" (system call {nr})")))]
     Uninterruptible(Option<i64>),
     /// It is ready to run, but did not get so far.
     #[error("it is ready to run, but got no processor time")]
@@ -56,7 +56,9 @@ pub enum Unstoppable {
     #[error("the process makes new threads faster than they can be stopped")]
     BirthRate,
     /// It was running calls for us, and did not finish; it will, alone.
-    #[error("it did not finish the calls it was given")]
+    #[error(
+        "it did not finish the calls it was given, as if its control group (its container) were frozen, but will when it runs"
+    )]
     InProgram,
     /// Anything else; the state letter of proc(5).
     #[error("it is in state {0}")]
