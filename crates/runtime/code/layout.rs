@@ -49,6 +49,62 @@ pub struct Patches {
     pub patches: [u64; PATCHES_MAX],
 }
 
+/// How the redirect of a function lies, as the runtime has found it: what the tool knows as an entry. All zero where there is none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Site {
+    /// The function's first byte.
+    pub start: u64,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Where the redirect lies: the start, or behind the `endbr64` there.
+    pub place: u64,
+    /// Where the `jmp rel32` lies: the place, or padding nearby to which a `jmp rel8` at the place leads (a springboard).
+    pub jump: u64,
+    /// The original bytes from the place on: those that are overwritten (5, or 2 with a springboard), and the rest of the last
+    /// instruction.
+    pub original: [u8; ORIGINAL_MAX],
+    /// How many they are.
+    pub original_len: u8,
+    /// How many of them are instructions that a thunk takes over.
+    pub displaced: u8,
+    /// With a springboard the original five bytes at `jump`, else zero.
+    pub padding: [u8; 5],
+    /// Zero.
+    pub reserved: u8,
+}
+
+/// Bytes that a redirect of five displaces at most: all but one of them, and an instruction of fifteen.
+pub const ORIGINAL_MAX: usize = 24;
+
+/// Says that what lies here is memory of the runtime's near a library.
+pub const NEAR_MAGIC: u64 = 0x7261_656e_6c67_7275;
+
+/// What memory near a library begins with; its cells follow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct NearHead {
+    /// [`NEAR_MAGIC`]
+    pub magic: u64,
+    /// Its own address.
+    pub start: u64,
+    /// Its length in bytes.
+    pub len: u64,
+    /// Zero.
+    pub reserved: u64,
+}
+
+/// Bytes of a function's cell: its stub, its thunk, a far jump.
+pub const CELL_LEN: usize = 352;
+/// Where in a cell the thunk lies, behind the stub.
+pub const CELL_THUNK: usize = 256;
+/// No thunk is longer.
+pub const THUNK_MAX: usize = 80;
+/// Where in a cell the far jump lies.
+pub const CELL_JUMP: usize = 336;
+
+const _: () = assert!(size_of::<Site>() == 64 && size_of::<NearHead>() == 32);
+const _: () = assert!(CELL_THUNK + THUNK_MAX == CELL_JUMP && CELL_JUMP + 16 == CELL_LEN);
 const _: () = assert!(size_of::<LogHead>() == 32);
 const _: () = assert!(size_of::<LogSlot>() == 24 + TEXT_MAX);
 const _: () = assert!(size_of::<Patches>() == 8 + 8 * PATCHES_MAX);

@@ -5,6 +5,10 @@
 //! C library but the clock it is given, and it cannot panic.
 
 #[cfg(test)]
+mod differential;
+#[cfg(test)]
+mod live;
+#[cfg(test)]
 #[path = "../code/runtime/mod.rs"]
 mod runtime;
 

@@ -3,10 +3,17 @@
 #![allow(unsafe_code)]
 #![cfg_attr(test, allow(dead_code, reason = "patches call what the tests do not"))]
 
-mod format;
+pub mod decode;
+pub mod elf;
+pub mod entry;
+pub mod format;
 mod heap;
 mod log;
+pub mod redirect;
+pub mod refusal;
 mod shadow;
 mod state;
+pub mod symbols;
+pub mod syscall;
 #[cfg(test)]
 mod tests;
