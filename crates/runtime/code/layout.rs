@@ -103,6 +103,26 @@ pub const THUNK_MAX: usize = 80;
 /// Where in a cell the far jump lies.
 pub const CELL_JUMP: usize = 336;
 
+/// A stub without its sides, that works wherever it lies: the tool makes it for a transition, the runtime fills it in for a
+/// function of a library that comes meanwhile.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StubTemplate {
+    /// Bytes that count; 0 where no transition runs.
+    pub len: u32,
+    /// Where in them the address of the gate's count lies, 8 bytes.
+    pub gate_at: u16,
+    /// Where the address of the source lies, 8 bytes.
+    pub source_at: u16,
+    /// Where the address of the goal lies, 8 bytes.
+    pub goal_at: u16,
+    /// Zero.
+    pub reserved: [u16; 3],
+    /// The code.
+    pub code: [u8; CELL_THUNK],
+}
+
+const _: () = assert!(size_of::<StubTemplate>() == 16 + CELL_THUNK);
 const _: () = assert!(size_of::<Site>() == 64 && size_of::<NearHead>() == 32);
 const _: () = assert!(CELL_THUNK + THUNK_MAX == CELL_JUMP && CELL_JUMP + 16 == CELL_LEN);
 const _: () = assert!(size_of::<LogHead>() == 32);

@@ -1,7 +1,7 @@
 //! The runtime redirects functions of libraries that this process has just opened.
 #![allow(unsafe_code)]
 
-use crate::layout::{CELL_LEN, NEAR_MAGIC, NearHead, Site};
+use crate::layout::{CELL_LEN, NEAR_MAGIC, NearHead, Site, StubTemplate};
 use crate::runtime::elf::Object;
 use crate::runtime::format;
 use crate::runtime::redirect::{Near, Text};
@@ -11,7 +11,11 @@ use crate::runtime::syscall::Errno;
 use std::ffi::{CString, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
+use ugraft_process::RemoteAddr;
+use ugraft_process::code::pending::{Capacity, PendingTable};
+use ugraft_process::code::stub::template;
 
 /// Held while the list of libraries changes, or is read as the tool reads it.
 pub static LOADER: Mutex<()> = Mutex::new(());
@@ -87,6 +91,9 @@ impl Open {
         assert_eq!(unsafe { libc::dlclose(self.handle) }, 0);
     }
 }
+
+// SAFETY: a library's handle and addresses may be used by any thread.
+unsafe impl Sync for Open {}
 
 extern "C" fn replacement(x: i32) -> i32 {
     1000 + x
@@ -258,5 +265,59 @@ fn memory_near_a_library_comes_and_goes() {
         // SAFETY: nothing leads there.
         unsafe { near.unmap() };
     }
+    open.close();
+}
+
+/// During a transition a function leads to a stub that the runtime has filled in: pending threads run the original.
+#[test]
+fn a_stub_picks_the_side_of_its_thread() {
+    const BEGUN: u8 = 1;
+    const SWAPPED: u8 = 4;
+    let library = library(SOURCE, &[]);
+    let open = open(&library.path);
+    let mut file = File::open(&open.object).unwrap();
+    let text = Text::open().unwrap();
+    let near = Near::map(&open.object, 1, &text).unwrap();
+    let found = file.function(b"exported", 0).unwrap();
+    let site = Site::analyze(&open.object, &mut file, &found, [].iter()).unwrap();
+    drop(file);
+    let fs: u64;
+    // SAFETY: the kernel lets programs read it, as stubs do.
+    unsafe { std::arch::asm!("rdfsbase {}", out(reg) fs) };
+    let capacity = Capacity::for_threads(1).unwrap();
+    let mut tables =
+        [PendingTable::build([fs], capacity).unwrap(), PendingTable::build([], capacity).unwrap()];
+    let word = AtomicU8::new(0);
+    let at = |table: &PendingTable| RemoteAddr(table.as_bytes().as_ptr() as u64);
+    let made = template(RemoteAddr(word.as_ptr() as u64), [at(&tables[0]), at(&tables[1])], capacity);
+    let template = StubTemplate {
+        len: made.len,
+        gate_at: made.gate_at,
+        source_at: made.source_at,
+        goal_at: made.goal_at,
+        reserved: made.reserved,
+        code: made.code,
+    };
+    let original = text.fill_thunk(near.cell(0), &site).unwrap();
+    let stub = text.fill_stub(near.cell(0), &template, original, replacement as *const () as u64).unwrap();
+    text.lead(&site, stub).unwrap();
+    let (old, new) = (43, 1002);
+    assert_eq!(open.call("exported", 2), old, "it has not begun");
+    word.store(BEGUN, Ordering::SeqCst);
+    assert_eq!(open.call("exported", 2), old, "this thread is pending");
+    std::thread::scope(|scope| {
+        scope.spawn(|| assert_eq!(open.call("exported", 2), new, "a thread born meanwhile is not"));
+    });
+    word.store(BEGUN | SWAPPED, Ordering::SeqCst);
+    assert_eq!(open.call("exported", 2), new, "it is reversed");
+    word.store(BEGUN, Ordering::SeqCst);
+    tables[0].strike(fs);
+    assert_eq!(open.call("exported", 2), new, "this thread is struck");
+    let none = StubTemplate { len: 0, ..template };
+    assert_eq!(text.fill_stub(near.cell(0), &none, 1, 1), Err(Refusal::NoStub));
+    text.restore(&site).unwrap();
+    assert_eq!(open.call("exported", 2), old);
+    // SAFETY: nothing leads there any more.
+    unsafe { near.unmap() };
     open.close();
 }

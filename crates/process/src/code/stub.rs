@@ -27,6 +27,7 @@ use crate::canary::canary;
 use crate::code::pending::{Capacity, HASH_MULTIPLIER, PENDING_OFFSET, SLOT_SIZE};
 use crate::code::trampoline;
 use std::ops::RangeInclusive;
+use ugraft_runtime::layout::StubTemplate;
 
 /// Bit of the transition word: the transition has begun; while clear, everybody runs *source*.
 pub const WORD_BEGUN: u8 = 1;
@@ -155,6 +156,34 @@ impl Stub {
         assert!(c.len() <= MAX_LEN);
         c
     }
+}
+
+/// The stub of a transition without a function's own addresses, to be filled in by the runtime for a library that comes while the
+/// transition runs. Its jumps are far ones, so that it works wherever it lies.
+#[must_use]
+pub fn template(word: RemoteAddr, tables: [RemoteAddr; 2], capacity: Capacity) -> StubTemplate {
+    // Addresses that nothing has, far from each other and from where the stub is said to lie.
+    const GATE: u64 = 0x7eee_0000_1111_2222;
+    const SOURCE: u64 = 0x7eee_3333_0000_4444;
+    const GOAL: u64 = 0x7eee_5555_6666_0000;
+    let [gate, source, goal] = [GATE, SOURCE, GOAL].map(RemoteAddr);
+    let code = Stub { word, tables, gate, capacity, source, goal }.emit(RemoteAddr(0));
+    let place = |address: u64| {
+        let mut found = code.windows(8).enumerate().filter(|(_, bytes)| **bytes == address.to_le_bytes());
+        let at = found.next().map(|(at, _)| at as u16);
+        assert!(found.next().is_none(), "no other part of a stub looks like that");
+        at.unwrap_or_else(|| unreachable!("a stub holds all of its addresses"))
+    };
+    let mut template = StubTemplate {
+        len: code.len() as u32,
+        gate_at: place(GATE),
+        source_at: place(SOURCE),
+        goal_at: place(GOAL),
+        reserved: [0; 3],
+        code: [0; MAX_LEN],
+    };
+    template.code[..code.len()].copy_from_slice(&code);
+    template
 }
 
 /// Gives back flags and registers and jumps to `to`.

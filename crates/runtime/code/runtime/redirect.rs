@@ -9,7 +9,8 @@ use super::elf::Object;
 use super::entry::far;
 use super::refusal::Refusal;
 use super::syscall::{self, Errno, Fd, O_RDONLY, O_RDWR, PAGE, PROT_EXEC, PROT_READ, Pages};
-use crate::layout::{CELL_JUMP, CELL_LEN, CELL_THUNK, NEAR_MAGIC, NearHead, Site, THUNK_MAX};
+use crate::layout::{CELL_JUMP, CELL_LEN, CELL_THUNK, NEAR_MAGIC, NearHead, Site, StubTemplate, THUNK_MAX};
+use core::sync::atomic::AtomicI32;
 
 /// How far a 32-bit displacement reaches, less a page for the instruction itself and what it addresses behind its end.
 const REACH: u64 = (1 << 31) - PAGE;
@@ -27,6 +28,9 @@ const LOWEST: u64 = 64 * 1024;
 const ATTEMPTS: usize = 16;
 /// Bytes read of the list of mappings at once; a line is shorter.
 const LINES: usize = 64 * 1024;
+
+/// The gate of all stubs that are made here: always open.
+static GATE: AtomicI32 = AtomicI32::new(0);
 
 /// The text of this process, for writing.
 pub struct Text(Fd);
@@ -113,6 +117,31 @@ impl Text {
         let landing = if site.reaches(to) { to } else { self.trampoline(cell, to)? };
         self.lead(site, landing)?;
         Ok(landing)
+    }
+
+    /// Puts the stub of a function into its cell, which leads from `source` to `goal`; returns its address. No pending thread is
+    /// ever held up in it.
+    ///
+    /// # Errors
+    /// [`Refusal::NoStub`] where the template is none, or the kernel refuses.
+    pub fn fill_stub(
+        &self,
+        cell: u64,
+        template: &StubTemplate,
+        source: u64,
+        goal: u64,
+    ) -> Result<u64, Refusal> {
+        let mut code = template.code;
+        let code =
+            code.get_mut(..template.len as usize).filter(|code| !code.is_empty()).ok_or(Refusal::NoStub)?;
+        let open = GATE.as_ptr().addr() as u64;
+        let holes = [(template.gate_at, open), (template.source_at, source), (template.goal_at, goal)];
+        for (at, address) in holes {
+            let hole = code.get_mut(usize::from(at)..).and_then(|rest| rest.first_chunk_mut());
+            *hole.ok_or(Refusal::NoStub)? = address.to_le_bytes();
+        }
+        self.write(cell, code)?;
+        Ok(cell)
     }
 
     /// Puts the thunk of a function into its cell; returns its address.

@@ -113,6 +113,8 @@ pub enum Refusal {
         at: u64,
         error: Errno,
     },
+    /// A transition runs, and no stub can be made for it.
+    NoStub,
     /// What was written is not there.
     NotWritten {
         at: u64,
@@ -253,6 +255,7 @@ impl Refusal {
             Self::Write { at, error } => {
                 to.say("writing text at ").at(at).say(" failed (errno ").number(error.0).say(")")
             }
+            Self::NoStub => to.say("a transition is running, and what it needs to take the function along is not there"),
             Self::NotWritten { at } => to.say("the text at ").at(at).say(" does not keep what is written to it"),
         };
     }
