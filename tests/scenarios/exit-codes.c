@@ -116,10 +116,16 @@ This is no object file.
 //@ $ ugraft status --pid 999999999
 //! ugraft: no process 999999999; see `ps -e`
 //= 4
+//@ start parent: sh -c 'sleep 0.5 & echo $!; exec sleep 1000'
+//@ expect [=ended]
+//@ until grep -q '^State:.Z' /proc/$ended/status
+//@ $ ugraft status --pid $ended
+//! ugraft: cannot work on process $ended: it has exited (a zombie)
+//= 4
 // 5: still in transition.
-//@ say linger
-//@ expect lingering
-//@ $ ugraft load stuck.o --pid $PID --timeout 5s
+//@ at target say linger
+//@ at target expect lingering
+//@ $ ugraft load stuck.o --pid $target --timeout 5s
 //! ugraft: patch 'stuck' could not make its transition in the time given and was reversed: thread [..] (target): linger (frame [..]): in the function, for [..]
 //= 5
 // 75: busy. 9: the target died meanwhile.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use ugraft_core::Refusal;
 use ugraft_image::Error as FileError;
 use ugraft_process::Error;
+use ugraft_process::target::Unfit;
 
 /// Failed; the target is unchanged.
 pub const FAILED: u8 = 1;
@@ -72,6 +73,8 @@ impl Failure {
     fn of_process(error: &Error) -> Self {
         match error {
             Error::NoSuchProcess(_) => Self::plain("no_such_process", NOT_FOUND),
+            // There is nothing left of it but its exit status.
+            Error::Unfit { why: Unfit::Zombie, .. } => Self::plain("no_such_process", NOT_FOUND),
             Error::TargetGone(_) => Self::plain("target_gone", GONE),
             Error::Permission(..) => Self::plain("permission", PERMISSION),
             Error::AlreadyTraced { .. } => Self::plain("already_traced", UNSAFE),

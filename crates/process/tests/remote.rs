@@ -10,7 +10,7 @@ use ugraft_process::remote::place::{Constraints, place};
 use ugraft_process::remote::sharing::{Sharing, check_not_shared};
 use ugraft_process::remote::{self, Arg, Syscall, Unsuitable};
 use ugraft_process::threads::{StoppedThread, stop_all, stop_one};
-use ugraft_process::{Error, RemoteAddr, Target};
+use ugraft_process::{Error, RemoteAddr, Target, Tid};
 
 const WITHIN: Duration = Duration::from_secs(5);
 
@@ -289,6 +289,22 @@ fn a_process_that_shares_the_memory_is_named() {
     eventually(|| {
         matches!(check_not_shared(&vfork.target()), Err(Error::SharedMemory { why: Sharing::Vfork, .. }))
     });
+}
+
+/// A thread that has ended has no memory, and neither has a kernel thread: that is not the same memory.
+#[test]
+fn who_has_ended_shares_nothing() {
+    let running = Running::fixture("odd", &["no-leader"]);
+    let target = running.target();
+    eventually(|| target.thread_stat(Tid(target.pid().0)).unwrap().is_some_and(|stat| stat.is_dead()));
+    check_not_shared(&target).unwrap();
+
+    let ended = Running::fixture("odd", &["many", "3"]);
+    let target = ended.target();
+    // Nobody has waited for it.
+    let pid = rustix::process::Pid::from_raw(target.pid().0).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    eventually(|| matches!(check_not_shared(&target), Err(Error::TargetGone(_))));
 }
 
 #[test]

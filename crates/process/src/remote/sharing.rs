@@ -29,31 +29,54 @@ pub enum Sharing {
 /// may, since the right to trace is the memory's.
 ///
 /// # Errors
-/// [`Error::SharedMemory`], [`Error::Proc`].
+/// [`Error::SharedMemory`], [`Error::Proc`]; [`Error::TargetGone`] if the target has ended.
 pub fn check_not_shared(target: &Target) -> Result<()> {
+    for tid in target.threads()? {
+        if !has_memory(target.thread_stat(tid)?.as_ref()) {
+            continue;
+        }
+        if let Some((other, stat)) = sharer(target, tid)? {
+            let why = if stat.parent == target.pid() && has_vfork_parent(target)? {
+                Sharing::Vfork
+            } else {
+                Sharing::Clone
+            };
+            return Err(Error::SharedMemory { pid: target.pid(), other, comm: stat.comm, why });
+        }
+        // Had it ended meanwhile, nobody would have shared anything with it.
+        if has_memory(target.thread_stat(tid)?.as_ref()) {
+            return Ok(());
+        }
+    }
+    Err(Error::TargetGone(target.pid()))
+}
+
+/// The process that shares the memory of this thread of the target's, which must have some: no memory is the same as no memory
+/// to kcmp, and a thread that has ended has as little as a kernel thread.
+fn sharer(target: &Target, tid: Tid) -> Result<Option<(Pid, ThreadStat)>> {
     let failed = |source| Error::Proc { path: "/proc".to_owned(), source };
-    let ours = target.live_thread()?;
     for entry in std::fs::read_dir("/proc").map_err(failed)? {
         let Ok(entry) = entry else { continue };
         let Some(other) = entry.file_name().to_str().and_then(|name| name.parse().ok()).map(Pid) else {
             continue;
         };
-        if other == target.pid() || !same_memory(ours, Tid(other.0)) {
+        if other == target.pid() || !same_memory(tid, other) {
             continue;
         }
-        let Some(stat) = ThreadStat::read(other, Tid(other.0))? else { continue };
-        let why = if stat.parent == target.pid() && has_vfork_parent(target)? {
-            Sharing::Vfork
-        } else {
-            Sharing::Clone
-        };
-        return Err(Error::SharedMemory { pid: target.pid(), other, comm: stat.comm, why });
+        match ThreadStat::read(other, Tid(other.0))? {
+            stat if !has_memory(stat.as_ref()) => {}
+            stat => return Ok(stat.map(|stat| (other, stat))),
+        }
     }
-    Ok(())
+    Ok(None)
 }
 
-/// A thread that is dead has no memory, as threads of the kernel have none, and all of those are said to share it.
-fn same_memory(a: Tid, b: Tid) -> bool {
+/// Whether a thread runs in a program's memory: not if it has ended or is ending, or is the kernel's.
+fn has_memory(stat: Option<&ThreadStat>) -> bool {
+    stat.is_some_and(|stat| !stat.is_kernel_thread() && !stat.is_ending())
+}
+
+fn same_memory(a: Tid, b: Pid) -> bool {
     // SAFETY: a system call that takes numbers only.
     unsafe { libc::syscall(libc::SYS_kcmp, a.0, b.0, KCMP_VM, 0, 0) == 0 }
 }

@@ -6,6 +6,8 @@ use rustix::fs::{Mode, OFlags};
 use std::fs::File;
 use std::io::{self, Read};
 
+/// `PF_EXITING` (`include/linux/sched.h`): on its way to its end, perhaps without its memory already.
+const PF_EXITING: u64 = 0x0000_0004;
 /// `PF_KTHREAD` (`include/linux/sched.h`): a kernel thread.
 const PF_KTHREAD: u64 = 0x0020_0000;
 /// `PF_IO_WORKER | PF_USER_WORKER`: a thread that the kernel runs on the process's behalf (io_uring, vhost). It is
@@ -96,6 +98,12 @@ impl ThreadStat {
     #[must_use]
     pub fn is_dead(&self) -> bool {
         matches!(self.state, 'Z' | 'X' | 'x')
+    }
+
+    /// Dead, or about to be.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.is_dead() || self.flags & PF_EXITING != 0
     }
 
     /// A kernel thread: no program at all.
