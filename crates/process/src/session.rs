@@ -37,7 +37,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use ugraft_core::{Effect, Event, Level};
+use ugraft_core::{Effect, Event, Level, Refusal};
 use ugraft_image::ParamValue;
 
 /// The longest that the search for a thread which can make mappings may take.
@@ -202,6 +202,12 @@ impl Session {
     /// Adds a message of our own to those of the next commit.
     pub(crate) fn log_error(&mut self, text: String) {
         self.messages.push((log_ring::Level::Err, text));
+    }
+
+    /// Logs what the kernel says of such a refusal, if it says anything, where the target has a log.
+    pub(crate) fn log_refusal(&self, refusal: &Refusal) -> Result<()> {
+        let (Some(area), Some((level, text))) = (&self.area, refusal.log_line()) else { return Ok(()) };
+        LogRing::new(area.log_ring()).append_all(self.target.memory(), &[(level_of(level), text)])
     }
 
     /// Forgets messages that were not committed, of a request that has changed nothing.

@@ -245,6 +245,11 @@ impl Session {
             Err(e) => {
                 self.document = before;
                 self.drop_messages();
+                if let Error::Refused(refusal) = &e
+                    && let Err(also) = self.log_refusal(refusal)
+                {
+                    tracing::warn!("the refusal could not be logged: {also}");
+                }
                 return Err(e);
             }
         };

@@ -42,7 +42,7 @@ use crate::{Error, RemoteAddr, Result, Tid};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use ugraft_core::{Change, Due, Event, Phase, ThreadId};
+use ugraft_core::{Change, Due, Errno, Event, Phase, ThreadId};
 
 /// Pause before the first second look; it doubles up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(1);
@@ -88,7 +88,8 @@ impl Session {
             }
             Err(e) => {
                 // What failed is what is to be reported, and the next run cancels again if this fails too.
-                if let Err(also) = self.cancel(deadline) {
+                let failed = self.failed_object(&e);
+                if let Err(also) = self.cancel_with(failed, deadline) {
                     tracing::warn!("the transition could not be cancelled: {also}");
                 }
                 Err(e)
@@ -142,6 +143,10 @@ impl Session {
                         unclean.extend(stopped.threads().iter().map(Census::key));
                     }
                     if obstacles.is_empty() {
+                        if let Err(e) = self.check_sources(&changes) {
+                            self.let_go(stopped)?;
+                            return Err(e);
+                        }
                         if !unclean.is_empty() {
                             self.census = Some(Census::of(&self.target, &stopped)?);
                         }
@@ -159,6 +164,30 @@ impl Session {
             std::thread::sleep(pause);
             pause = (pause * 2).min(BACKOFF_MAX);
         }
+    }
+
+    /// Refuses to begin where the entry of a changing function does not hold what the transition comes from: since it was
+    /// looked at first, callbacks have run, and a debugger or a probe may have come.
+    fn check_sources(&self, changes: &[Change]) -> Result<()> {
+        for change in changes {
+            let Some(site) = self.document.site(&change.func) else { continue };
+            let source = self.document.landing(&change.func, change.source)?;
+            let source = source.map_or(Installed::Original, Installed::Redirect);
+            if site.entry.installed(|addr, buf| self.target.memory().read(addr, buf))? != source {
+                let function = change.func.to_string();
+                return Err(Error::Disturbed { function, at: site.entry.place() });
+            }
+        }
+        Ok(())
+    }
+
+    /// The object that could not be patched, for the log: that of the function which the error names, or the first.
+    fn failed_object(&self, error: &Error) -> Option<String> {
+        let changes = self.document.state.changes();
+        let named = changes.iter().find(
+            |change| matches!(error, Error::Disturbed { function, .. } if *function == change.func.to_string()),
+        );
+        named.or(changes.first()).and_then(|change| change.func.object.clone())
     }
 
     /// The suspended stacks that stand in the way, where those are to be looked for.
@@ -611,9 +640,18 @@ impl Session {
         if self.is_over() { self.finish(&changes, deadline) } else { Ok(()) }
     }
 
-    /// Takes back a transition that has not begun: entries that lead to stubs, which still mean source, lead to the
-    /// source again.
+    /// Takes back a transition that has not begun.
     fn cancel(&mut self, deadline: Instant) -> Result<()> {
+        self.cancel_by(Event::Reverse { patch: None, threads: BTreeSet::new() }, deadline)
+    }
+
+    /// The same where it could not be begun, because this object could not be patched (`None`: the main executable).
+    fn cancel_with(&mut self, object: Option<String>, deadline: Instant) -> Result<()> {
+        self.cancel_by(Event::StartFailed { object, errno: Errno::EBUSY }, deadline)
+    }
+
+    /// Entries that lead to stubs, which still mean source, lead to the source again; `event` tells the semantics.
+    fn cancel_by(&mut self, event: Event, deadline: Instant) -> Result<()> {
         let Some(transition) = self.document.state.transition() else {
             self.document.arena = None;
             self.forget_what_is_gone();
@@ -632,7 +670,7 @@ impl Session {
             }
             self.let_go(stopped)?;
         }
-        self.step(Event::Reverse { patch: None, threads: BTreeSet::new() })?;
+        self.step(event)?;
         self.document.arena = None;
         if matches!(self.document.state.due(), Due::Callback(_)) {
             self.commit()?;
