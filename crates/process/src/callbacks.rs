@@ -16,7 +16,7 @@ pub mod runtime;
 pub mod safe_point;
 pub(crate) mod xstate;
 
-use crate::callbacks::call_area::{CallArea, Module, Prepared, Progress};
+use crate::callbacks::call_area::{CallArea, Cancellation, Module, Prepared, Progress};
 use crate::callbacks::safe_point::{SafePoints, Unsafe, is_blocked};
 use crate::limits::{POLL_MAX, POLL_MIN};
 use crate::objects::Objects;
@@ -204,8 +204,13 @@ impl Session {
             target.memory().write(object.offset(OBJECT_MOD), &pointer.0.to_le_bytes())?;
         }
         let argument = object.unwrap_or(RemoteAddr(0));
-        let errno_location = errno_location(&objects);
-        let prepared = Prepared { number, function, argument, errno_location };
+        let errno_location = library_function(&objects, "__errno_location");
+        let cancellation = Cancellation {
+            set_state: library_function(&objects, "pthread_setcancelstate"),
+            set_type: library_function(&objects, "pthread_setcanceltype"),
+            test: library_function(&objects, "pthread_testcancel"),
+        };
+        let prepared = Prepared { number, function, argument, errno_location, cancellation };
         let frame = xstate::for_frame(&state);
         let regs = area.prepare(target.memory(), &prepared, module, thread.regs(), mask, &frame)?;
         let own = *thread.regs();
@@ -390,18 +395,20 @@ impl Session {
                     thread.forget(false);
                     self.target.check_same()?;
                     let gone = self.target.threads()?.is_empty();
-                    return if gone {
-                        Err(Error::TargetGone(self.target.pid()))
-                    } else {
-                        Ok(Some(Outcome::Failed(Failure::ThreadGone)))
-                    };
+                    if gone {
+                        return Err(Error::TargetGone(self.target.pid()));
+                    }
+                    // Cancelled when it was at the end of the call, perhaps.
+                    let result = run.area.result(memory, run.number)?;
+                    return Ok(Some(result.map_or(Outcome::Failed(Failure::ThreadGone), Outcome::Returned)));
                 }
                 Some(Event::Signal(signal)) if is_fault(signal) && !matches!(done, Progress::Done(_)) => {
                     let at = ptrace::regs(tid).map_err(|e| thread.failed("PTRACE_GETREGS", e))?.rip;
                     let at = self.name_of_code(RemoteAddr(at), run.objects);
-                    run.area.restore_errno(memory)?;
-                    give_back(thread, run, group_stop)?;
-                    return Ok(Some(Outcome::Failed(Failure::Crashed { signal, at })));
+                    let failure = Failure::Crashed { signal, at };
+                    let back = self.take_out(thread, run, group_stop)?;
+                    let failure = if back { failure } else { Failure::ThreadGone };
+                    return Ok(Some(Outcome::Failed(failure)));
                 }
                 Some(Event::Signal(signal)) => {
                     let _ = ptrace::cont(tid, signal);
@@ -430,9 +437,9 @@ impl Session {
                     if late {
                         if self.can_give_up(thread, &run.maps, &run.area, run.objects)?.is_ok() {
                             let at = self.name_of_code(thread.pc(), run.objects);
-                            run.area.restore_errno(memory)?;
-                            give_back(thread, run, group_stop)?;
-                            return Ok(Some(Outcome::Failed(Failure::GivenUp(at))));
+                            let back = self.take_out(thread, run, group_stop)?;
+                            let failure = if back { Failure::GivenUp(at) } else { Failure::ThreadGone };
+                            return Ok(Some(Outcome::Failed(failure)));
                         }
                         if Instant::now() >= deadline + GRACE {
                             return Ok(None);
@@ -479,7 +486,9 @@ impl Session {
                     return Ok(Waited::NotBegun);
                 }
                 (Progress::Running, None) => {
-                    return Ok(Waited::Ended(Outcome::Failed(Failure::ThreadGone)));
+                    let result = area.result(target.memory(), running.number)?;
+                    let outcome = result.map_or(Outcome::Failed(Failure::ThreadGone), Outcome::Returned);
+                    return Ok(Waited::Ended(outcome));
                 }
                 (Progress::Running, Some(mut thread)) if Instant::now() >= deadline => {
                     let (maps, objects) = objects_of(&target)?;
@@ -487,10 +496,10 @@ impl Session {
                     match self.can_give_up(&thread, &maps, &area, &objects)? {
                         Ok(()) => {
                             let at = self.name_of_code(thread.pc(), &objects);
-                            area.restore_errno(target.memory())?;
                             let regs = area.leaving(thread.regs());
                             thread.set_regs(&regs)?;
                             self.let_go_one(thread)?;
+                            self.see_off(&area, tid)?;
                             return Ok(Waited::Ended(Outcome::Failed(Failure::GivenUp(at))));
                         }
                         Err(Elsewhere::NotInCall) => {
@@ -507,6 +516,81 @@ impl Session {
             }
             std::thread::sleep(FOLLOW_PAUSE);
         }
+    }
+
+    /// Has a stopped thread undo what was changed for its call, and gives it back what it had. Whether it is there still: a
+    /// cancellation of it takes effect now.
+    fn take_out(
+        &mut self,
+        thread: &mut StoppedThread,
+        run: &Run<'_, '_>,
+        mut group_stop: Option<i32>,
+    ) -> Result<bool> {
+        let tid = thread.tid();
+        let regs = run.area.leaving(&run.own);
+        ptrace::set_regs(tid, &regs).map_err(|e| thread.failed("PTRACE_SETREGS", e))?;
+        let _ = ptrace::cont(tid, 0);
+        let target = Rc::clone(&self.target);
+        let until = Instant::now() + GRACE;
+        let mut asked = false;
+        loop {
+            let late = Instant::now() > until;
+            if !asked && (late || run.area.is_ready(target.memory(), run.number)?) {
+                // It fails only if the thread is dead, which the wait below finds out.
+                let _ = ptrace::interrupt(tid);
+                asked = true;
+            }
+            match ptrace::poll(tid).map_err(|source| Error::Ptrace { request: "waitid", tid, source })? {
+                None if Instant::now() > until + GRACE => {
+                    thread.forget(true);
+                    return Ok(false);
+                }
+                None => std::thread::sleep(POLL_MIN),
+                Some(Event::Gone | Event::Unknown) => {
+                    thread.forget(false);
+                    target.check_same()?;
+                    return Ok(false);
+                }
+                Some(Event::Signal(signal)) => {
+                    let _ = ptrace::cont(tid, signal);
+                }
+                Some(stop @ (Event::Interrupted | Event::GroupStop(_))) => {
+                    if let Event::GroupStop(signal) = stop {
+                        group_stop = Some(signal);
+                    }
+                    if asked {
+                        break;
+                    }
+                    let _ = ptrace::cont(tid, 0);
+                }
+                Some(Event::Other(_)) => {
+                    let _ = ptrace::cont(tid, 0);
+                }
+            }
+        }
+        give_back(thread, run, group_stop)?;
+        Ok(true)
+    }
+
+    /// Waits until a thread that leaves a call has left: what it comes back by is used again by the next call.
+    fn see_off(&mut self, area: &CallArea, tid: Tid) -> Result<()> {
+        let target = Rc::clone(&self.target);
+        let until = Instant::now() + GRACE;
+        while Instant::now() < until {
+            std::thread::sleep(FOLLOW_PAUSE);
+            let thread = match stop_one(&target, tid, STOP_WITHIN) {
+                Ok(Some(thread)) => thread,
+                Ok(None) => break,
+                Err(Error::CannotStop { .. }) => continue,
+                Err(e) => return Err(e),
+            };
+            let here = area.is_code(thread.pc()) || area.stack.contains(&thread.sp());
+            self.let_go_one(thread)?;
+            if !here {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn let_go_all(&mut self, thread: Option<StoppedThread>) -> Result<()> {
@@ -676,12 +760,11 @@ fn callback_of(document: &Document, call: &Call) -> Result<(RemoteAddr, Option<R
     Ok((function.ok_or_else(missing)?, Some(object.addr)))
 }
 
-/// The C library's function that tells where a thread has its `errno`; 0 where there is none.
-fn errno_location(objects: &Objects<'_>) -> RemoteAddr {
-    const NAME: &str = "__errno_location";
-    let exported = objects.scope(&[]).ok().and_then(|scope| scope.resolve(NAME, None).ok());
+/// A function of the C library; 0 where there is none.
+fn library_function(objects: &Objects<'_>, name: &str) -> RemoteAddr {
+    let exported = objects.scope(&[]).ok().and_then(|scope| scope.resolve(name, None).ok());
     if let Some(crate::objects::scope::Value::Address(addr)) = exported.map(|found| found.value) {
         return addr;
     }
-    objects.function(None, NAME, 0).map_or(RemoteAddr(0), |function| function.address)
+    objects.function(None, name, 0).map_or(RemoteAddr(0), |function| function.address)
 }

@@ -7,9 +7,9 @@
 //! stack     (rw-)  the callback's; at its upper end the frame that leads back, and the vector registers
 //! ```
 //!
-//! A thread is given registers that start the trampoline. It notes that it has begun, saves `errno`, calls the
-//! function, puts `errno` back, notes the result together with the call's number **by one aligned store**, waits for a moment
-//! to be caught by the tool, and else takes all its registers and its signal mask back by rt_sigreturn(2). So a tool
+//! A thread is given registers that start the trampoline. It notes that it has begun, saves `errno`, has
+//! the C library not act on a cancellation of the thread, calls the function, notes the result together with the call's number **by one
+//! aligned store**, puts the cancellation's state and `errno` back, notes that, waits for a moment to be caught by the tool, and else takes all its registers and its signal mask back by rt_sigreturn(2). So a tool
 //! that is killed at any time leaves a thread that finishes the call and goes on where it was; and the next run of the
 //! tool reads here whether the call has begun and what it returned.
 //!
@@ -60,10 +60,20 @@ mod control {
     pub const FRAME: u64 = 64;
     pub const CATCH: u64 = 72;
     pub const MXCSR: u64 = 88;
+    /// The C library's `pthread_setcancelstate`, or 0; the state that was, and whether it has been changed.
+    pub const CANCEL_STATE: u64 = 96;
+    pub const CANCEL_SAVED: u64 = 104;
+    pub const CANCEL_CHANGED: u64 = 112;
+    /// The number of the call whose thread has undone everything but its registers.
+    pub const READY: u64 = 120;
     /// `struct module` of the header: state, name.
     pub const MODULE: u64 = 128;
     pub const MODULE_NAME: u64 = 144;
     pub const MODULE_NAME_MAX: usize = 1024;
+    /// `pthread_setcanceltype` and `pthread_testcancel`, or 0; the type that was.
+    pub const CANCEL_TYPE: u64 = 1280;
+    pub const CANCEL_TEST: u64 = 1288;
+    pub const CANCEL_TYPE_SAVED: u64 = 1296;
 }
 
 // rbx: the control block; rsp: the callback's stack, aligned to 16. Callees keep rbx.
@@ -87,18 +97,47 @@ global_asm!(
     "mov ecx, [rax]",
     "mov [rbx + 56], rcx",
     "mov [rbx + 48], rax",
-    "2: mov rdi, [rbx + 32]",
+    // PTHREAD_CANCEL_DISABLE is 1.
+    "2: mov rax, [rbx + 96]",
+    "test rax, rax",
+    "jz 3f",
+    "mov edi, 1",
+    "lea rsi, [rbx + 104]",
+    "call rax",
+    "mov qword ptr [rbx + 112], 1",
+    "3: mov rdi, [rbx + 32]",
     "call [rbx + 24]",
     "mov ecx, eax",
-    "mov rdx, [rbx + 48]",
-    "test rdx, rdx",
-    "jz 3f",
-    "mov eax, [rbx + 56]",
-    "mov [rdx], eax",
-    "3: mov rax, [rbx + 16]",
+    "mov rax, [rbx + 16]",
     "shl rax, 32",
     "or rax, rcx",
     "mov [rbx + 8], rax",
+    "4: cmp qword ptr [rbx + 112], 0",
+    "je 5f",
+    "mov qword ptr [rbx + 112], 0",
+    "mov rax, [rbx + 1280]",
+    "test rax, rax",
+    "jz 7f",
+    "xor edi, edi",
+    "lea rsi, [rbx + 1296]",
+    "call rax",
+    "7: mov edi, [rbx + 104]",
+    "xor esi, esi",
+    "call [rbx + 96]",
+    // The thread can be cancelled anywhere (PTHREAD_CANCEL_ASYNCHRONOUS is 1): it sleeps in a cancellation point. Then here, too.
+    "cmp dword ptr [rbx + 1296], 1",
+    "jne 5f",
+    "call [rbx + 1288]",
+    "mov edi, 1",
+    "xor esi, esi",
+    "call [rbx + 1280]",
+    "5: mov rdx, [rbx + 48]",
+    "test rdx, rdx",
+    "jz 6f",
+    "mov eax, [rbx + 56]",
+    "mov [rdx], eax",
+    "6: mov rax, [rbx + 16]",
+    "mov [rbx + 120], rax",
     // pselect6: like nothing else it leaves alone what the kernel remembers of an interrupted call.
     "xor edi, edi",
     "xor esi, esi",
@@ -108,11 +147,16 @@ global_asm!(
     "xor r9d, r9d",
     "mov eax, 270",
     "syscall",
-    "ugraft_call_leave:",
     "mov rsp, [rbx + 64]",
     // The very bytes of a C library's signal return: `mov rax, 15` in seven bytes, `syscall`.
     ".byte 0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00, 0x0f, 0x05",
     "ud2",
+    // A thread that is taken out of its call begins here.
+    "ugraft_call_leave:",
+    "mov rsp, [rbx + 64]",
+    "sub rsp, 8",
+    "and rsp, -16",
+    "jmp 4b",
     "ugraft_call_code_end:",
     ".popsection",
 );
@@ -123,7 +167,7 @@ unsafe extern "C" {
     static ugraft_call_code_end: u8;
 }
 
-/// Where the code for leaving begins, from the trampoline's begin.
+/// Where the code for leaving a call before its end begins, from the trampoline's begin.
 fn leave_at() -> usize {
     &raw const ugraft_call_leave as usize - &raw const ugraft_call_code as usize
 }
@@ -142,12 +186,23 @@ pub struct CallArea {
     pub mapping: Range<RemoteAddr>,
     /// The trampoline.
     pub code: Range<RemoteAddr>,
-    /// Where in it a thread takes its registers back.
+    /// Where in it a thread begins that is taken out of its call.
     pub leave: RemoteAddr,
     /// The control block.
     pub control: RemoteAddr,
     /// The callback's stack.
     pub stack: Range<RemoteAddr>,
+}
+
+/// Functions of the C library with which a thread says whether and when it can be cancelled; 0 where there are none.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Cancellation {
+    /// `pthread_setcancelstate`
+    pub(crate) set_state: RemoteAddr,
+    /// `pthread_setcanceltype`
+    pub(crate) set_type: RemoteAddr,
+    /// `pthread_testcancel`
+    pub(crate) test: RemoteAddr,
 }
 
 /// One call, as the area is prepared for it.
@@ -158,6 +213,7 @@ pub(crate) struct Prepared {
     pub(crate) argument: RemoteAddr,
     /// The C library's `__errno_location`, or 0.
     pub(crate) errno_location: RemoteAddr,
+    pub(crate) cancellation: Cancellation,
 }
 
 /// The object that a callback is told of, if it is a library: `struct module` of the header.
@@ -172,9 +228,9 @@ pub(crate) struct Module<'n> {
 pub(crate) enum Progress {
     /// The thread has not come to the trampoline's first store.
     NotBegun,
-    /// The function has not returned.
+    /// The function has not returned, or its thread has not undone yet what was changed for it.
     Running,
-    /// It has returned this.
+    /// It has returned this, and its thread only takes its registers back.
     Done(i32),
 }
 
@@ -226,6 +282,9 @@ impl CallArea {
             let words = [u64::from(module.state), self.word(control::MODULE_NAME).0];
             memory.write(self.module(), &words.map(u64::to_le_bytes).concat())?;
         }
+        let cancellation = prepared.cancellation;
+        // The type matters only with a way to find out whether the thread is cancelled.
+        let set_type = if cancellation.test.0 == 0 { RemoteAddr(0) } else { cancellation.set_type };
         let words = [
             (control::NUMBER, u64::from(prepared.number)),
             (control::FUNCTION, prepared.function.0),
@@ -237,6 +296,13 @@ impl CallArea {
             (control::CATCH, 0),
             (control::CATCH + 8, CATCH_NS),
             (control::MXCSR, MXCSR),
+            (control::CANCEL_STATE, cancellation.set_state.0),
+            (control::CANCEL_TYPE, set_type.0),
+            (control::CANCEL_TEST, cancellation.test.0),
+            (control::CANCEL_TYPE_SAVED, 0),
+            (control::CANCEL_SAVED, 0),
+            (control::CANCEL_CHANGED, 0),
+            (control::READY, 0),
         ];
         for (offset, value) in words {
             memory.write(self.word(offset), &value.to_le_bytes())?;
@@ -262,22 +328,24 @@ impl CallArea {
 
     /// How far the call of that number has come.
     pub(crate) fn progress(&self, memory: &Memory, number: u32) -> Result<Progress> {
-        let done = memory.read_u64(self.word(control::DONE))?;
-        if done >> 32 == u64::from(number) {
-            return Ok(Progress::Done((done as u32).cast_signed()));
+        // In the order opposite to that of the stores.
+        let ready = self.is_ready(memory, number)?;
+        if let (true, Some(value)) = (ready, self.result(memory, number)?) {
+            return Ok(Progress::Done(value));
         }
         let entered = memory.read_u64(self.word(control::ENTERED))?;
         Ok(if entered == u64::from(number) { Progress::Running } else { Progress::NotBegun })
     }
 
-    /// Puts `errno` back for a thread that is made to leave a call.
-    pub(crate) fn restore_errno(&self, memory: &Memory) -> Result<()> {
-        let address = RemoteAddr(memory.read_u64(self.word(control::ERRNO_ADDRESS))?);
-        if address.0 != 0 {
-            let saved = memory.read_u64(self.word(control::ERRNO_SAVED))? as u32;
-            memory.write(address, &saved.to_le_bytes())?;
-        }
-        Ok(())
+    /// What the function of the call of that number has returned, if it has.
+    pub(crate) fn result(&self, memory: &Memory, number: u32) -> Result<Option<i32>> {
+        let done = memory.read_u64(self.word(control::DONE))?;
+        Ok((done >> 32 == u64::from(number)).then_some((done as u32).cast_signed()))
+    }
+
+    /// Whether the thread of that call has undone everything but its registers.
+    pub(crate) fn is_ready(&self, memory: &Memory, number: u32) -> Result<bool> {
+        Ok(memory.read_u64(self.word(control::READY))? == u64::from(number))
     }
 
     /// The `struct module` that an object's `mod` is to point to.
@@ -325,7 +393,7 @@ mod tests {
         assert_eq!(area.mapping.end.0 - area.mapping.start.0, request.len);
         assert_eq!(at, area.code.start);
         assert!(bytes.len() < PAGE as usize && area.is_code(area.leave));
-        assert!(control::MODULE_NAME + control::MODULE_NAME_MAX as u64 <= PAGE);
+        assert!(control::MODULE_NAME + control::MODULE_NAME_MAX as u64 <= control::CANCEL_TYPE);
         // A guard lies between the control block and the stack.
         let parts: Vec<_> = request.parts.iter().map(|p| (p.offset, p.offset + p.len)).collect();
         assert!(parts[1].1 < parts[2].0);
