@@ -1,12 +1,12 @@
 //! Memory for shadow variables: of ours, not of the target's allocator, whose locks a patched function may be called under.
 //!
 //! One piece of a fixed size, of which pages are used as they are needed. Blocks have the sizes of powers of two; one
-//! that is freed goes to the list of its size.
+//! that is freed goes to the list of its size. A fork in the middle of either loses one block.
 
+use super::lock::Lock;
 use super::log::Shared;
 use core::cell::UnsafeCell;
-use core::hint::spin_loop;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{Ordering, compiler_fence};
 
 /// Bytes for all shadow variables together, with 32 more for each.
 const SIZE: usize = 16 << 20;
@@ -30,28 +30,6 @@ struct Free {
     used: usize,
     /// Blocks that were freed, by size; the first word of each is the next one.
     lists: [*mut u8; CLASSES],
-}
-
-/// A lock for a few instructions.
-#[repr(transparent)]
-pub struct Lock(AtomicBool);
-
-impl Lock {
-    pub const fn new() -> Self {
-        Self(AtomicBool::new(false))
-    }
-
-    /// Runs `work` alone.
-    pub fn with<R>(&self, work: impl FnOnce() -> R) -> R {
-        while self.0.swap(true, Ordering::Acquire) {
-            while self.0.load(Ordering::Relaxed) {
-                spin_loop();
-            }
-        }
-        let result = work();
-        self.0.store(false, Ordering::Release);
-        result
-    }
 }
 
 fn class(size: usize) -> usize {
@@ -98,6 +76,8 @@ pub unsafe fn free(block: *mut u8, size: usize) {
             if class < CLASSES {
                 let list = (&raw mut (*FREE.0.get()).lists).cast::<*mut u8>().add(class);
                 block.cast::<*mut u8>().write(*list);
+                // A fork must not find the block in the list without its successor.
+                compiler_fence(Ordering::Release);
                 *list = block;
             }
         }

@@ -1,15 +1,20 @@
 //! Shadow variables: data attached to an address and a number, as the kernel's `klp_shadow_*`.
 //!
-//! A table of lists, each with a lock. Constructors and destructors run under the lock of their list, as the
+//! A table of lists, each with a lock. A list is changed by one store, so that a fork finds it whole, with the lock or without. Constructors and destructors run under the lock of their list, as the
 //! kernel's run under its lock: they must not use shadow variables themselves.
 
-use super::heap::{self, Lock};
+use super::heap;
+use super::lock::Lock;
 use super::log::{self, Shared};
 use core::cell::UnsafeCell;
 use core::ffi::c_void;
+use core::hint::spin_loop;
 use core::ptr;
+use core::sync::atomic::{Ordering, compiler_fence};
 
 const LISTS: usize = 4096;
+/// How often a variable is looked for without the lock.
+const UNLOCKED_TRIES: u32 = 256;
 
 /// `int (*klp_shadow_ctor_t)(void *obj, void *shadow_data, void *ctor_data)`
 type Constructor = Option<unsafe extern "C" fn(*mut c_void, *mut c_void, *mut c_void) -> i32>;
@@ -61,10 +66,44 @@ fn data(shadow: *mut Shadow) -> *mut c_void {
     if shadow.is_null() { ptr::null_mut() } else { shadow.wrapping_add(1).cast() }
 }
 
+/// The same without the lock, for as long as nobody takes it: `None` if somebody has.
+fn find_unlocked(list: &List, object: *mut c_void, id: u64) -> Option<*mut Shadow> {
+    let mark = list.lock.mark()?;
+    // SAFETY: entries lie in memory that is there for as long as the runtime is. What is read of one counts, and the next is
+    // looked at, only if the lock has not been taken meanwhile: then both are what they seem.
+    unsafe {
+        let mut at = list.first.get().read_volatile();
+        loop {
+            if !list.lock.is_unused_since(mark) {
+                return None;
+            }
+            if at.is_null() {
+                return Some(at);
+            }
+            let next = (&raw const (*at).next).read_volatile();
+            let of = (&raw const (*at).object).read_volatile();
+            let number = (&raw const (*at).id).read_volatile();
+            if !list.lock.is_unused_since(mark) {
+                return None;
+            }
+            if of == object && number == id {
+                return Some(at);
+            }
+            at = next;
+        }
+    }
+}
+
 /// `void *klp_shadow_get(void *obj, unsigned long id)`
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub extern "C" fn klp_shadow_get(object: *mut c_void, id: u64) -> *mut c_void {
     let list = list(object);
+    for _ in 0..UNLOCKED_TRIES {
+        if let Some(found) = find_unlocked(list, object, id) {
+            return data(found);
+        }
+        spin_loop();
+    }
     // SAFETY: under the lock.
     list.lock.with(|| data(unsafe { find(list, object, id) }))
 }
@@ -107,7 +146,9 @@ unsafe fn allocate(
                     return (ptr::null_mut(), Some(value));
                 }
             }
-            *list.first.get() = new;
+            // A fork, or somebody who reads without the lock, must not find the entry before its content.
+            compiler_fence(Ordering::Release);
+            list.first.get().write_volatile(new);
             (data(new), None)
         }
     });
@@ -191,7 +232,8 @@ unsafe fn free_where(list: &List, destructor: Destructor, wanted: impl Fn(*mut c
                     link = &raw mut (*shadow).next;
                     continue;
                 }
-                *link = (*shadow).next;
+                link.write_volatile((*shadow).next);
+                compiler_fence(Ordering::Release);
                 if let Some(destructor) = destructor {
                     destructor((*shadow).object, data(shadow));
                 }

@@ -1,10 +1,14 @@
 //! The runtime's own tests, in a process of the host.
 
 use super::format::{Text, VaList, format};
+use super::lock::Lock;
 use super::{heap, log, shadow, state};
 use crate::layout::TEXT_MAX;
 use std::ffi::{CString, c_void};
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 fn formatted(text: &str, words: &[u64]) -> String {
     let c = CString::new(text).unwrap();
@@ -107,4 +111,184 @@ fn blocks_do_not_overlap() {
 #[test]
 fn without_patches_there_is_no_previous_state() {
     assert!(state::klp_get_prev_state(1).is_null());
+}
+
+/// The status that a child ends with, which does `work` after a fork.
+fn forked(work: impl FnOnce() -> bool) -> i32 {
+    // SAFETY: the child does nothing but call what is to be tested and end; a hanging one is ended by the alarm.
+    unsafe {
+        match libc::fork() {
+            0 => {
+                libc::alarm(20);
+                libc::_exit(i32::from(!work()))
+            }
+            child => {
+                assert!(child > 0);
+                let mut status = 0;
+                assert_eq!(libc::waitpid(child, &mut status, 0), child);
+                status
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fork_does_not_leave_a_lock_behind() {
+    static LOCK: Lock = Lock::new();
+    static HELD: AtomicBool = AtomicBool::new(false);
+    static FORKED: AtomicBool = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            LOCK.with(|| {
+                HELD.store(true, Ordering::SeqCst);
+                while !FORKED.load(Ordering::SeqCst) {
+                    thread::yield_now();
+                }
+            });
+        });
+        while !HELD.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        let status = forked(|| {
+            LOCK.with(|| ());
+            LOCK.with(|| ());
+            LOCK.mark().is_some_and(|mark| LOCK.is_unused_since(mark))
+        });
+        FORKED.store(true, Ordering::SeqCst);
+        assert_eq!(status, 0);
+    });
+    assert!(LOCK.mark().is_some());
+}
+
+/// Stays in its constructor until it is let go.
+extern "C" fn linger(_: *mut c_void, _: *mut c_void, flags: *mut c_void) -> i32 {
+    // SAFETY: the test passes two of them.
+    let [inside, go] = unsafe { &*flags.cast::<[AtomicBool; 2]>() };
+    inside.store(true, Ordering::SeqCst);
+    while !go.load(Ordering::SeqCst) {
+        thread::yield_now();
+    }
+    0
+}
+
+#[test]
+fn shadow_variables_can_be_used_after_a_fork() {
+    static FLAGS: [AtomicBool; 2] = [AtomicBool::new(false), AtomicBool::new(false)];
+    const ID: u64 = 0xf0;
+    let object = ptr::without_provenance_mut::<c_void>(0x8000_0000);
+    thread::scope(|scope| {
+        // SAFETY: constructors are what they must be, and no variable is used after it is freed.
+        unsafe {
+            scope.spawn(|| {
+                let object = ptr::without_provenance_mut::<c_void>(0x8000_0000);
+                let flags = (&raw const FLAGS).cast_mut().cast();
+                assert!(!shadow::klp_shadow_alloc(object, ID, 8, 0, Some(linger), flags).is_null());
+            });
+            while !FLAGS[0].load(Ordering::SeqCst) {
+                thread::yield_now();
+            }
+            let status = forked(|| {
+                // Not whole when the process was copied, so it is not there.
+                let before = shadow::klp_shadow_get(object, ID);
+                let made = shadow::klp_shadow_get_or_alloc(object, ID, 8, 0, None, ptr::null_mut());
+                let after = shadow::klp_shadow_get(object, ID);
+                shadow::klp_shadow_free_all(ID, None);
+                before.is_null()
+                    && !made.is_null()
+                    && made == after
+                    && shadow::klp_shadow_get(object, ID).is_null()
+            });
+            FLAGS[1].store(true, Ordering::SeqCst);
+            assert_eq!(status, 0);
+        }
+    });
+    assert!(!shadow::klp_shadow_get(object, ID).is_null());
+    // SAFETY: nobody uses it.
+    unsafe { shadow::klp_shadow_free(object, ID, None) };
+}
+
+static SHARED_LOCK: Lock = Lock::new();
+static RELEASED: AtomicBool = AtomicBool::new(false);
+static CHILD_WAITS: AtomicBool = AtomicBool::new(false);
+static IN_ORDER: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn wait_for_the_parent(_: *mut c_void) -> i32 {
+    CHILD_WAITS.store(true, Ordering::SeqCst);
+    SHARED_LOCK.with(|| IN_ORDER.store(RELEASED.load(Ordering::SeqCst), Ordering::SeqCst));
+    0
+}
+
+#[test]
+fn a_process_that_shares_the_memory_waits() {
+    let held = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            SHARED_LOCK.with(|| {
+                held.store(true, Ordering::SeqCst);
+                while !CHILD_WAITS.load(Ordering::SeqCst) {
+                    thread::yield_now();
+                }
+                // Longer than it takes a waiting thread to ask whose the lock is.
+                thread::sleep(Duration::from_millis(100));
+                RELEASED.store(true, Ordering::SeqCst);
+            });
+        });
+        while !held.load(Ordering::SeqCst) {
+            thread::yield_now();
+        }
+        let mut stack = vec![0u8; 256 << 10];
+        let top = stack.as_mut_ptr_range().end.map_addr(|end| end & !15);
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        // SAFETY: the child runs on its own stack, uses atomics only, and this thread waits for its end.
+        unsafe {
+            let child = libc::clone(wait_for_the_parent, top.cast(), flags, ptr::null_mut());
+            assert!(child > 0);
+            let mut status = 0;
+            assert_eq!(libc::waitpid(child, &mut status, 0), child);
+            assert_eq!(status, 0);
+        }
+    });
+    assert!(IN_ORDER.load(Ordering::SeqCst));
+}
+
+#[test]
+fn many_threads_read_what_others_make_and_free() {
+    const ID: u64 = 0xabc;
+    const ROUNDS: usize = 20_000;
+    let done = AtomicBool::new(false);
+    let object = |n: usize| ptr::without_provenance_mut::<c_void>(0x9000_0000 + 8 * n);
+    // SAFETY: it takes no constructor.
+    assert!(!unsafe { shadow::klp_shadow_alloc(object(0), ID, 8, 0, None, ptr::null_mut()) }.is_null());
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut seen = 0u64;
+                    while !done.load(Ordering::SeqCst) {
+                        // One that is always there, in lists where others come and go.
+                        assert!(!shadow::klp_shadow_get(object(0), ID).is_null());
+                        seen += u64::from(!shadow::klp_shadow_get(object(1), ID).is_null());
+                    }
+                    seen
+                })
+            })
+            .collect();
+        // SAFETY: nobody uses what is freed.
+        unsafe {
+            let none = ptr::null_mut();
+            // Other numbers of the same address are in the same list.
+            for round in 0..ROUNDS {
+                let id = ID + 1 + (round % 7) as u64;
+                assert!(!shadow::klp_shadow_alloc(object(0), id, 8, 0, None, none).is_null());
+                assert!(!shadow::klp_shadow_alloc(object(1), ID, 64, 0, None, none).is_null());
+                shadow::klp_shadow_free(object(0), id, None);
+                shadow::klp_shadow_free(object(1), ID, None);
+            }
+            done.store(true, Ordering::SeqCst);
+            for reader in readers {
+                let _ = reader.join().unwrap();
+            }
+            shadow::klp_shadow_free_all(ID, None);
+        }
+    });
 }
