@@ -1,5 +1,5 @@
-//! Kills `ugraft` before its N-th system call, for every N of a load, a replacing load, a disable and an unload, on a target
-//! with 16 threads (promise P1: no death of the tool harms the target; promise P2: the next run knows how things stand).
+//! Kills `ugraft` before its N-th system call, for every N of a load, a replacing load, a disable and an unload, with callbacks, init
+//! and exit functions and without, and of setting a parameter, on a target with 16 threads (promise P1: no death of the tool harms the target; promise P2: the next run knows how things stand).
 //!
 //! After each death: every thread of the target goes on and none is stopped or traced, no call has failed and no
 //! thread met a mix of versions; `ugraft status` names the state; and the same command given again leads to where the first was to lead,
@@ -22,6 +22,8 @@ const LIMIT: Duration = Duration::from_secs(4 * 3600);
 /// Where nothing is asked for: slices that the everyday tests can afford. A callback is polled for, by many calls alike.
 const EVERY: u64 = 61;
 const EVERY_OF_CALLBACKS: u64 = 199;
+const EVERY_OF_INIT: u64 = 797;
+const EVERY_OF_PARAMETERS: u64 = 211;
 /// More system calls than any command makes: a command that goes on for ever is not followed for ever.
 const CALLS_MAX: u64 = 1_000_000;
 
@@ -50,27 +52,49 @@ enum State {
     Called,
     /// `called` loaded, disabled.
     Uncalled,
+    /// `inited`, which has init, exit and parameters, enabled with the parameters as they are in the file.
+    Inited,
+    /// The same with one parameter changed, or the other.
+    Levelled,
+    Labelled,
+    /// `inited` loaded, disabled.
+    Idle,
 }
 
 impl State {
     /// The version that answers.
     fn version(self) -> u32 {
         match self {
-            State::Bare | State::Disabled | State::Uncalled => 0,
+            State::Bare | State::Disabled | State::Uncalled | State::Idle => 0,
             State::Fixed => 1,
             State::Replaced => 2,
             State::Called => 3,
+            State::Inited => 4,
+            State::Levelled => 5,
+            State::Labelled => 6,
         }
     }
 }
 
-const CASES: [Case; 6] = [
+/// What leads to [`State::Inited`].
+const INITED: [&[&str]; 4] = [
+    &["load", "inited.o"],
+    &["enable", "inited"],
+    &["param", "inited", "level=0"],
+    &["param", "inited", "label=0"],
+];
+
+const CASES: [Case; 10] = [
     case("load", State::Bare, &["load", "fix.o"], State::Fixed, EVERY),
     case("replace", State::Fixed, &["load", "cumulative.o"], State::Replaced, EVERY),
     case("disable", State::Replaced, &["disable", "cumulative"], State::Disabled, EVERY),
     case("unload", State::Disabled, &["unload", "cumulative"], State::Bare, EVERY),
     case("callbacks-in", State::Bare, &["load", "called.o"], State::Called, EVERY_OF_CALLBACKS),
     case("callbacks-out", State::Called, &["disable", "called"], State::Uncalled, EVERY_OF_CALLBACKS),
+    case("init", State::Bare, &["load", "inited.o"], State::Inited, EVERY_OF_INIT),
+    case("exit", State::Idle, &["unload", "inited"], State::Bare, EVERY_OF_INIT),
+    case("number", State::Inited, &["param", "inited", "level=1"], State::Levelled, EVERY_OF_PARAMETERS),
+    case("text", State::Inited, &["param", "inited", "label=2"], State::Labelled, EVERY_OF_PARAMETERS),
 ];
 
 const fn case(
@@ -123,14 +147,15 @@ struct World {
 impl World {
     fn start(directory: &Path) -> Result<World> {
         let from = tests_dir().join("kill");
-        for name in ["target.c", "fix.c", "cumulative.c", "called.c"] {
+        for name in ["target.c", "fix.c", "cumulative.c", "called.c", "inited.c"] {
             std::fs::copy(from.join(name), directory.join(name))
                 .with_context(|| format!("cannot copy {name}"))?;
         }
         let (sdk, support) = (repository().join("sdk/include"), tests_dir().join("support"));
         let variables = [("SDK", sdk.as_os_str()), ("SUPPORT", support.as_os_str())];
         let build = "cc -O2 -g -rdynamic -pthread -I$SUPPORT target.c -o target && \
-                     cc -c -O2 -I$SDK fix.c && cc -c -O2 -I$SDK cumulative.c && cc -c -O2 -fPIC -I$SDK called.c";
+                     cc -c -O2 -I$SDK fix.c && cc -c -O2 -I$SDK cumulative.c && cc -c -O2 -fPIC -I$SDK called.c && \
+                     cc -c -O2 -fPIC -I$SDK inited.c";
         let built = children::run(children::shell(build, directory, variables))?;
         if built.code != 0 {
             bail!("cannot build: {}", built.stderr.join("\n"));
@@ -179,9 +204,11 @@ impl World {
                 &["disable", "cumulative"],
                 &["disable", "fix"],
                 &["disable", "called"],
+                &["disable", "inited"],
                 &["unload", "cumulative"],
                 &["unload", "fix"],
                 &["unload", "called"],
+                &["unload", "inited"],
             ],
             State::Fixed => &[
                 &["disable", "cumulative"],
@@ -196,6 +223,10 @@ impl World {
             }
             State::Called => &[&["load", "called.o"], &["enable", "called"]],
             State::Uncalled => &[&["load", "called.o", "--disabled"], &["disable", "called"]],
+            State::Inited => &INITED,
+            State::Levelled => &[INITED[0], INITED[1], &["param", "inited", "level=1"], INITED[3]],
+            State::Labelled => &[INITED[0], INITED[1], INITED[2], &["param", "inited", "label=2"]],
+            State::Idle => &[&["load", "inited.o", "--disabled"], &["disable", "inited"]],
         };
         let mut story = String::new();
         for step in steps {
@@ -243,7 +274,7 @@ impl World {
     fn ugraft(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(args).arg("--pid").arg(self.target.pid().to_string()).current_dir(&self.directory);
-        if !args.contains(&"status") {
+        if !args.contains(&"status") && !args.contains(&"param") {
             // A busy machine makes a transition slow, which is not what is looked at here.
             command.args(["--timeout", "60s"]);
         }

@@ -16,9 +16,14 @@ enum { THREADS = 16, NAP_MS = 3 };
 static atomic_long rounds[THREADS];
 /* How far the callbacks of a patch are. */
 int stage;
+/* How often the init function of a patch has run and not the exit function. */
+int inits;
 
 PATCHABLE int inner(int n) { return n; }
 PATCHABLE int outer(int n) { return inner(n) + 0; }
+
+/* What a patch adds to its version, for whoever asks: it may change at any time. */
+PATCHABLE int tuned(void) { return 0; }
 
 static void call(int number)
 {
@@ -86,7 +91,7 @@ int main(void)
 		for (int i = 0; i < THREADS; i++)
 			for (long until = rounds[i] + 2; rounds[i] < until;)
 				usleep(200);
-		tell("works, version %d", outer(0) % 10);
+		tell("works, version %d", outer(0) % 10 + tuned());
 	}
 	_exit(0);
 }

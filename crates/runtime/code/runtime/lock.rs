@@ -7,7 +7,7 @@
 //!
 //! Who only reads need not take it: the word changes with each use.
 
-use core::arch::asm;
+use super::syscall::{self, ESRCH, Errno};
 use core::hint::spin_loop;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
@@ -61,46 +61,18 @@ impl Lock {
     }
 }
 
-/// The number of this process, not 0.
+/// The number of this process, not 0. Where a filter denies even that, processes are not told apart.
 fn process() -> u64 {
-    const GETPID: i64 = 39;
-    // SAFETY: getpid takes nothing and changes nothing.
-    let pid = unsafe { system_call(GETPID, [0; 3]) };
-    // Where a filter denies even that, processes are not told apart.
-    u64::try_from(pid).unwrap_or(OWNER) & OWNER
+    syscall::process().map_or(OWNER, u64::from)
 }
 
 /// Whether that other process has the same memory, as far as the kernel tells.
 fn shares_memory(me: u64, other: u64) -> bool {
-    const KCMP: i64 = 312;
-    const KCMP_VM: u64 = 1;
-    const NO_SUCH_PROCESS: i64 = -3;
     if me == OWNER || other == OWNER {
         return true;
     }
-    // SAFETY: kcmp compares, and changes nothing.
-    match unsafe { system_call(KCMP, [me, other, KCMP_VM]) } {
-        NO_SUCH_PROCESS => false,
-        answer => answer <= 0,
+    match syscall::share_memory(me as u32, other as u32) {
+        Ok(share) => share,
+        Err(Errno(reason)) => reason != ESRCH,
     }
-}
-
-/// # Safety
-/// As the call.
-unsafe fn system_call(number: i64, [a, b, c]: [u64; 3]) -> i64 {
-    let result;
-    // SAFETY: the kernel changes rax, rcx and r11; the rest is the caller's promise.
-    unsafe {
-        asm!(
-            "syscall",
-            inlateout("rax") number => result,
-            in("rdi") a,
-            in("rsi") b,
-            in("rdx") c,
-            lateout("rcx") _,
-            lateout("r11") _,
-            options(nostack),
-        );
-    }
-    result
 }

@@ -19,9 +19,13 @@ const MUNMAP: usize = 11;
 const BRK: usize = 12;
 const PREAD64: usize = 17;
 const PWRITE64: usize = 18;
+const GETPID: usize = 39;
 const GETTID: usize = 186;
 const OPENAT: usize = 257;
+const KCMP: usize = 312;
 
+/// There is no such process.
+pub const ESRCH: i32 = 3;
 const EINTR: i32 = 4;
 /// The file ends before what was asked for.
 pub const EIO: i32 = 5;
@@ -64,6 +68,19 @@ unsafe fn call(number: usize, arguments: [usize; 6]) -> Result<usize, Errno> {
     }
     let negative = result.wrapping_neg();
     if (1..=ERRNO_MAX).contains(&negative) { Err(Errno(negative as i32)) } else { Ok(result) }
+}
+
+/// The number of this process (getpid(2)).
+pub fn process() -> Result<u32, Errno> {
+    // SAFETY: it changes nothing.
+    unsafe { call(GETPID, [0; 6]) }.map(|pid| pid as u32)
+}
+
+/// Whether two processes have the same memory (kcmp(2)).
+pub fn share_memory(one: u32, other: u32) -> Result<bool, Errno> {
+    const KCMP_VM: usize = 1;
+    // SAFETY: it changes nothing.
+    unsafe { call(KCMP, [one as usize, other as usize, KCMP_VM, 0, 0, 0]) }.map(|order| order == 0)
 }
 
 /// One system call that may be interrupted.
