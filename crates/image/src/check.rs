@@ -10,6 +10,7 @@ use crate::linked::LinkedImage;
 use crate::patch::PatchFile;
 use crate::reloc::{Kind, Reloc};
 use crate::structures::Spot;
+use crate::unwind;
 
 /// Checks `image` against the patch that it was linked from. [`crate::link()`] has done so with what it hands out.
 pub fn check(patch: &PatchFile, image: &LinkedImage) -> Result<()> {
@@ -32,7 +33,22 @@ pub fn check(patch: &PatchFile, image: &LinkedImage) -> Result<()> {
         }
         checker.same(start, &section.bytes, unchanged, section.bytes.len() as u64)?;
     }
-    Ok(())
+    check_index(patch, image)
+}
+
+/// The index of the unwind tables is that of the tables as they are.
+fn check_index(patch: &PatchFile, image: &LinkedImage) -> Result<()> {
+    let (Some((tables, len)), Some((at, size)), Some((_, room))) =
+        (image.eh_frame, image.eh_frame_hdr, patch.layout().eh_frame_hdr)
+    else {
+        return Ok(());
+    };
+    let bytes = image.bytes(tables, len as usize).unwrap_or_default();
+    if image.bytes(at, size as usize) == Some(unwind::index(at, tables, bytes, room).as_slice()) {
+        Ok(())
+    } else {
+        wrong(at, "the index of the unwind tables is not theirs")
+    }
 }
 
 fn wrong<T>(address: RemoteAddr, what: impl Into<String>) -> Result<T> {

@@ -2,11 +2,12 @@
 //!
 //! The image is one range of pages: text, read-only data, writable data, each beginning a page, so that each can be
 //! protected for itself. The text ends with the PLT; the read-only part begins with the GOT and ends with the
-//! unwind tables; the writable part ends with the zero-filled sections.
+//! unwind tables and their index; the writable part ends with the zero-filled sections.
 
 use crate::error::{Error, Result};
 use crate::limits::{MAX_IMAGE_SIZE, PAGE_SIZE};
 use crate::sections::{Part, Section};
+use crate::unwind;
 
 /// Bytes of a PLT entry: `jmp *entry(%rip)` and two `int3`.
 pub const PLT_ENTRY: u64 = 8;
@@ -49,6 +50,8 @@ pub struct Layout {
     pub(crate) got: u64,
     /// Offset and size of the unwind tables without the final zero word.
     pub(crate) eh_frame: Option<(u64, u64)>,
+    /// Offset and room of the index of the unwind tables.
+    pub(crate) eh_frame_hdr: Option<(u64, u64)>,
 }
 
 impl Layout {
@@ -62,7 +65,8 @@ impl Layout {
 pub fn assign(sections: &mut [Section], plt: u64, got: u64, below_2g: Option<String>) -> Result<Layout> {
     let mut segments = Vec::new();
     let mut base = 0;
-    let (mut plt_at, mut got_at, mut eh_frame) = (0, 0, None);
+    let (mut plt_at, mut got_at, mut eh_frame, mut eh_frame_hdr) = (0, 0, None, None);
+    let index_size = unwind::size(sections);
     for part in Part::ALL {
         let mut end = 0;
         if part == Part::ReadOnly {
@@ -88,7 +92,9 @@ pub fn assign(sections: &mut [Section], plt: u64, got: u64, below_2g: Option<Str
         place(&mut end, &|s| !s.eh_frame && s.bytes.is_empty() && s.size == 0)?;
         if let Some(first) = place(&mut end, &|s| s.eh_frame)? {
             eh_frame = Some((base + first, end - first));
-            end += EH_FRAME_END;
+            end = (end + EH_FRAME_END).next_multiple_of(unwind::ALIGN);
+            eh_frame_hdr = Some((base + end, index_size));
+            end += index_size;
         }
         if part == Part::Text {
             end = end.next_multiple_of(PLT_ENTRY * 2);
@@ -106,5 +112,5 @@ pub fn assign(sections: &mut [Section], plt: u64, got: u64, below_2g: Option<Str
             return Err(Error::ImageTooLarge { size: base });
         }
     }
-    Ok(Layout { segments, size: base, below_2g, plt: plt_at, got: got_at, eh_frame })
+    Ok(Layout { segments, size: base, below_2g, plt: plt_at, got: got_at, eh_frame, eh_frame_hdr })
 }

@@ -18,6 +18,7 @@ mod reloc;
 mod sections;
 mod structures;
 mod symbols;
+mod unwind;
 
 pub use addr::{FileOffset, LinkAddr, RemoteAddr};
 pub use check::check;

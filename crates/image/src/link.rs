@@ -12,6 +12,7 @@ use crate::reloc::{Kind, Reloc};
 use crate::sections::Part;
 use crate::structures::Spot;
 use crate::symbols::{Import, Place};
+use crate::unwind;
 
 /// The end of the addresses that user space can have with four-level page tables.
 const USER_END: u64 = 1 << 47;
@@ -87,9 +88,32 @@ pub fn link(patch: &PatchFile, base: RemoteAddr, resolve: &mut dyn Resolve) -> R
             }
         }
     }
-    let image = LinkedImage::describe(patch, &at, segments, &imports);
+    let index = index_tables(patch, base, &mut segments)?;
+    let image = LinkedImage::describe(patch, &at, segments, &imports, index);
     crate::check::check(patch, &image)?;
     Ok(image)
+}
+
+/// Writes the index of the linked unwind tables; where it lies, and its size.
+fn index_tables(
+    patch: &PatchFile,
+    base: RemoteAddr,
+    segments: &mut [Segment],
+) -> Result<Option<(RemoteAddr, u64)>> {
+    let layout = patch.layout();
+    let (Some((tables, len)), Some((index, room))) = (layout.eh_frame, layout.eh_frame_hdr) else {
+        return Ok(None);
+    };
+    let (tables, at) = (base.offset(tables as i64), base.offset(index as i64));
+    let missing = || Error::Check { address: at, what: "the unwind tables' index lies outside".into() };
+    let holds = |s: &&mut Segment| s.addr <= at && at < s.addr.offset(s.bytes.len() as i64);
+    let segment = segments.iter_mut().find(holds).ok_or_else(missing)?;
+    let place = |addr: RemoteAddr| addr.distance_from(segment.addr) as usize;
+    let (from, to) = (place(tables), place(at));
+    let bytes = segment.bytes.get(from..from + len as usize).ok_or_else(missing)?;
+    let index = unwind::index(at, tables, bytes, room);
+    segment.bytes.get_mut(to..to + index.len()).ok_or_else(missing)?.copy_from_slice(&index);
+    Ok(Some((at, index.len() as u64)))
 }
 
 fn check_base(patch: &PatchFile, base: RemoteAddr) -> Result<()> {

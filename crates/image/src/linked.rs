@@ -103,6 +103,8 @@ pub struct LinkedImage {
     pub variables: Vec<ImageSymbol>,
     /// The unwind tables (`.eh_frame`), ended by a zero word: address and size without that word.
     pub eh_frame: Option<(RemoteAddr, u64)>,
+    /// The index of the unwind tables (`.eh_frame_hdr`), where there are any: address and size.
+    pub eh_frame_hdr: Option<(RemoteAddr, u64)>,
     /// What was found for each of [`PatchFile::imports`]; a missing weak symbol is `Address(0)`.
     pub imports: Vec<Resolution>,
 }
@@ -122,6 +124,7 @@ impl LinkedImage {
         at: &Addresses<'_>,
         segments: Vec<Segment>,
         imports: &[Resolution],
+        index: Option<(RemoteAddr, u64)>,
     ) -> Self {
         let mut symbols = Vec::new();
         let mut variables = Vec::new();
@@ -184,6 +187,7 @@ impl LinkedImage {
             symbols,
             variables,
             eh_frame: patch.layout().eh_frame.map(|(offset, size)| (at.base.offset(offset as i64), size)),
+            eh_frame_hdr: index,
             imports: imports.to_vec(),
         }
     }

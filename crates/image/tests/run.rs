@@ -6,7 +6,7 @@ mod support;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::process::Command;
 use support::*;
-use ugraft_image::{PatchFile, RemoteAddr, Resolution};
+use ugraft_image::{LinkedImage, PatchFile, RemoteAddr, Resolution};
 
 const SOURCE: &str = include_str!("run/features.c");
 
@@ -188,9 +188,33 @@ fn addresses_of_the_linked_image() {
     assert!(image.symbols.is_sorted_by_key(|s| s.addr));
     let (eh_frame, size) = image.eh_frame.unwrap();
     assert!(inside(eh_frame) && size > 0);
+    index_leads_to_all(&image);
     let callbacks = &image.objects[0].callbacks;
     assert!(inside(callbacks.pre_patch.unwrap()) && callbacks.post_patch.is_none());
     assert!(inside(image.patch) && inside(image.objects[0].addr));
+}
+
+/// The index of the unwind tables is sorted and has every function of the image, with a frame description.
+fn index_leads_to_all(image: &LinkedImage) {
+    let (index, size) = image.eh_frame_hdr.unwrap();
+    let (tables, tables_size) = image.eh_frame.unwrap();
+    let segment = image.segments.iter().find(|s| s.addr <= index && index.0 < s.addr.0 + s.mem_size).unwrap();
+    let start = (index.0 - segment.addr.0) as usize;
+    let bytes = &segment.bytes[start..start + size as usize];
+    let word = |at: usize| i32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+    assert_eq!(bytes[..4], [1, 0x1b, 0x03, 0x3b]);
+    assert_eq!(index.offset(4 + i64::from(word(4))), tables);
+    let pairs: Vec<_> = (0..word(8) as usize)
+        .map(|n| [12 + 8 * n, 16 + 8 * n].map(|at| index.offset(word(at).into())))
+        .collect();
+    assert_eq!(size as usize, 12 + 8 * pairs.len());
+    assert!(
+        pairs.is_sorted() && pairs.iter().all(|[_, fde]| tables <= *fde && fde.0 < tables.0 + tables_size)
+    );
+    // clang gives that one none: it ends the program.
+    for symbol in image.symbols.iter().filter(|s| s.size > 0 && s.name != "__clang_call_terminate") {
+        assert!(pairs.iter().any(|[function, _]| *function == symbol.addr), "{}", symbol.name);
+    }
 }
 
 /// The parts of a function are found under all its names, whatever compiler split it.
@@ -266,6 +290,7 @@ fn cplusplus() {
             let patch = PatchFile::parse(&std::fs::read(object).unwrap(), "features")
                 .unwrap_or_else(|e| panic!("{cc} {options:?}: {e}"));
             let (image, _map) = link_here(&patch, false, &mut Here::default());
+            index_leads_to_all(&image);
             let frames = image.eh_frame.unwrap().0;
             let _registered = Frames::register(frames);
             assert_eq!(

@@ -111,6 +111,7 @@ impl Session {
         let Due::Callback(call) = self.document.state.due() else { return Ok(false) };
         {
             let deadline = deadline.max(Instant::now() + AT_LEAST);
+            self.lead_unwinder_early(deadline)?;
             let outcome = match self.run_callback(&call, deadline) {
                 // Where nothing has changed yet, the enabling is taken back.
                 Err(e @ Error::NoSafePoint { .. }) if may_refuse(call.callback) => {

@@ -14,6 +14,7 @@ pub mod site;
 pub mod stop;
 pub mod sweep;
 pub mod switch;
+pub mod unwinder;
 
 use crate::code::entry;
 use crate::objects::Objects;
@@ -148,10 +149,12 @@ impl Session {
 
     /// Tells the unwinder where the images of patches have their tables.
     pub(crate) fn know_images(&mut self) {
-        for image in &self.document.images {
-            if let Some((code, tables)) = &image.unwind {
-                self.prover.cfi.register(self.target.memory(), code.clone(), tables.clone());
-            }
+        let document = &self.document;
+        let images = document.images.iter().filter_map(|image| image.tables.as_ref());
+        let runtime = document.runtime.iter().filter_map(|runtime| runtime.tables.as_ref());
+        let unwinder = document.unwinder.iter().map(|unwinder| &unwinder.tables);
+        for known in images.chain(runtime).chain(unwinder) {
+            self.prover.cfi.register(self.target.memory(), known.code.clone(), known.tables.clone());
         }
     }
 

@@ -15,6 +15,9 @@ mod runtime;
 #[path = "../code/layout.rs"]
 pub mod layout;
 
+#[path = "../code/unwinder_layout.rs"]
+pub mod unwinder;
+
 /// The object file, with the metadata of a patch that changes nothing.
 pub const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/runtime.o"));
 
@@ -34,3 +37,11 @@ pub const FUNCTIONS: &[&str] = &[
 pub const LOG: &str = "ugraft_log";
 /// See [`LOG`].
 pub const PATCHES: &str = "ugraft_patches";
+
+/// The object file that tells unwinders of images, with the metadata of a patch that changes nothing.
+pub const UNWINDER_OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/unwinder.o"));
+/// Its table: see [`unwinder`].
+pub const UNWINDER_TABLE: &str = "ugraft_unwinder_table";
+/// Functions of C libraries that it takes the place of, and what it has for each.
+pub const UNWINDER_FUNCTIONS: [(&str, &str); 2] =
+    [("_dl_find_object", "ugraft_dl_find_object"), ("dl_iterate_phdr", "ugraft_dl_iterate_phdr")];

@@ -6,6 +6,7 @@
 use crate::objects::scope::Value;
 use crate::objects::{Objects, Role};
 use crate::session::batch::Batch;
+use crate::session::unwinder::Tables;
 use crate::state::document::Document;
 use crate::state::log_ring::{Level, Record};
 use crate::target::memory::Memory;
@@ -32,6 +33,9 @@ pub struct Runtime {
     pub log: RemoteAddr,
     /// Its table of patches.
     pub patches: RemoteAddr,
+    /// Its unwind tables.
+    #[serde(default)]
+    pub tables: Option<Tables>,
 }
 
 /// Whether a patch calls the runtime.
@@ -85,6 +89,7 @@ fn describe(linked: &LinkedImage, mapping: Range<RemoteAddr>) -> Result<Runtime>
         functions: functions.map(|symbol| (symbol.name.clone(), symbol.addr)).collect(),
         log: variable(ugraft_runtime::LOG)?,
         patches: variable(ugraft_runtime::PATCHES)?,
+        tables: Tables::of(linked),
     })
 }
 

@@ -6,6 +6,7 @@ use crate::code::gate::Gates;
 use crate::code::trampoline;
 use crate::session::stop::Hindrance;
 use crate::session::sweep;
+use crate::session::unwinder::Unwinder;
 use crate::stacks::scan::{ScanFailure, Thread};
 use crate::stacks::suspended::{self, MemoryHit, pointer_guard};
 use crate::stacks::watch::{Part, Watch, WatchRange};
@@ -163,15 +164,18 @@ pub(crate) fn look_at_memory(
     Ok(found.into_iter().map(|(hit, range)| Hindrance::Memory { hit, range }).collect())
 }
 
-/// The bytes that the first redirect of each changing function overwrites, where it is not redirected yet.
-pub(crate) fn install_watch(document: &Document, changes: &[Change]) -> Watch {
+/// The bytes that the first redirect of each changing function overwrites, where it is not redirected yet; with `unwinder`
+/// those of the functions that unwinders call, too.
+pub(crate) fn install_watch(document: &Document, changes: &[Change], unwinder: bool) -> Watch {
     let fresh = changes.iter().filter(|change| change.source == Implementation::Original);
     let ranges = fresh.filter_map(|change| Some((document.site(&change.func)?, &change.func)));
-    Watch::new(ranges.flat_map(|(site, func)| entry_bytes(&site.entry, func)).collect())
+    let ranges = ranges.flat_map(|(site, func)| entry_bytes(&site.entry, &func.name));
+    let unwinder = document.unwinder.iter().filter(|_| unwinder).flat_map(Unwinder::install_watch);
+    Watch::new(ranges.chain(unwinder).collect())
 }
 
-/// The mappings of ours that are to be given back.
-pub(crate) fn mapping_watch(mappings: &[Range<RemoteAddr>]) -> Watch {
+/// The mappings of ours that are to be given back, and what else nobody may be in then.
+pub(crate) fn mapping_watch(mappings: &[Range<RemoteAddr>], also: impl Iterator<Item = WatchRange>) -> Watch {
     let range = |r: &Range<RemoteAddr>| WatchRange {
         start: r.start,
         end: r.end,
@@ -179,13 +183,15 @@ pub(crate) fn mapping_watch(mappings: &[Range<RemoteAddr>]) -> Watch {
         function: format!("the patch memory at {}", r.start),
         key: 0,
     };
-    Watch::new(mappings.iter().map(range).collect())
+    Watch::new(mappings.iter().map(range).chain(also).collect())
 }
 
-fn entry_bytes(entry: &Entry, func: &FuncId) -> Vec<WatchRange> {
+/// The bytes that the first redirect of a function overwrites.
+pub(crate) fn entry_bytes(entry: &Entry, name: &str) -> Vec<WatchRange> {
     // A word equal to a part's first byte does not count for entry bytes: begin one before the first that does.
     let exclusive = |r: Range<RemoteAddr>| r.start.offset(-1)..r.end;
-    entry.watch_install().into_iter().map(|r| named(exclusive(r), Part::EntryBytes, func)).collect()
+    let ranges = entry.watch_install().into_iter().map(exclusive);
+    ranges.map(|r| watch_range(r, Part::EntryBytes, name)).collect()
 }
 
 fn code_of(document: &Document, func: &FuncId, side: Implementation) -> Result<Vec<WatchRange>> {
@@ -206,5 +212,10 @@ fn code_of(document: &Document, func: &FuncId, side: Implementation) -> Result<V
 }
 
 fn named(range: Range<RemoteAddr>, part: Part, func: &FuncId) -> WatchRange {
-    WatchRange { start: range.start, end: range.end, part, function: func.name.clone(), key: 0 }
+    watch_range(range, part, &func.name)
+}
+
+/// A range to watch, of what is called `name`.
+pub(crate) fn watch_range(range: Range<RemoteAddr>, part: Part, name: &str) -> WatchRange {
+    WatchRange { start: range.start, end: range.end, part, function: name.to_owned(), key: 0 }
 }

@@ -7,13 +7,14 @@ use crate::remote::mapping::{MapRequest, Part as MappedPart, Prot};
 use crate::session::batch::Batch;
 use crate::session::resolve::Resolver;
 use crate::session::site::Finder;
+use crate::session::unwinder::Tables;
 use crate::state::document::{Document, Image, ImageObject, ImageParam, NewFunc, Site, Symbol};
 use crate::target::Target;
 use crate::target::maps::Maps;
 use crate::{RemoteAddr, Result};
 use std::ops::Range;
 use ugraft_core::{Callbacks, FuncDesc, FuncId, ObjectDesc, PatchDesc, PatchId, StateDesc};
-use ugraft_image::{Func, LinkedImage, Part, PatchFile, Resolution};
+use ugraft_image::{Func, LinkedImage, PatchFile, Resolution};
 
 /// Sites further apart than this need different places for what they jump to.
 const NEIGHBOURHOOD: i64 = 1 << 30;
@@ -175,7 +176,7 @@ pub fn image(
         init: linked.init,
         exit: linked.exit,
         params: image_params(patch, &linked),
-        unwind: unwind_tables(&linked),
+        tables: Tables::of(&linked),
     };
     trampolines(&mut image, document, &desc.name, batch)?;
     Ok(image)
@@ -304,14 +305,6 @@ fn image_params(patch: &PatchFile, linked: &LinkedImage) -> Vec<ImageParam> {
     params
         .map(|(param, addr)| ImageParam { name: param.name.clone(), kind: param.kind, addr: *addr })
         .collect()
-}
-
-/// The image's code and its unwind tables.
-fn unwind_tables(linked: &LinkedImage) -> Option<(Range<RemoteAddr>, Range<RemoteAddr>)> {
-    let (addr, size) = linked.eh_frame?;
-    let text = linked.segments.iter().find(|segment| segment.part == Part::Text)?;
-    let code = text.addr..text.addr.offset(text.mem_size as i64);
-    Some((code, addr..addr.offset(size as i64)))
 }
 
 fn symbols(linked: &LinkedImage) -> Vec<Symbol> {

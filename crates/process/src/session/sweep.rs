@@ -9,6 +9,7 @@ use crate::remote::cave;
 use crate::session::Session;
 use crate::session::arena::ARENA_NAME;
 use crate::session::look::{Looker, mapping_watch};
+use crate::session::unwinder::Unwinder;
 use crate::state::state_area;
 use crate::target::maps::{Mapping, Maps};
 use crate::threads::StoppedProcess;
@@ -28,19 +29,26 @@ impl Session {
         let mut pause = PAUSE;
         loop {
             let maps = self.target.maps()?;
-            let left = self.left_over(&maps);
+            let left = self.left_over(&maps)?;
             if left.is_empty() {
                 return self.give_up_area(&maps);
             }
+            let slots = self.slots_in(&left, &maps)?;
+            let leaves = !slots.is_empty() || self.is_unwinder_in(&left);
             // What no thread has ever been led to needs no look.
-            let untouched = !self.was_entered && left.iter().all(|range| self.made_here.contains(range));
+            let untouched =
+                !self.was_entered && !leaves && left.iter().all(|range| self.made_here.contains(range));
             let stopped = match untouched {
                 true => None,
-                false => self.nobody_in(&left, maps, deadline)?,
+                false => self.nobody_in(&left, leaves, maps, deadline)?,
             };
             if untouched || stopped.is_some() {
+                if let Some(stopped) = &stopped {
+                    self.leave_unwinder(&slots, &left, stopped)?;
+                }
                 let mut ranges = left;
                 if self.document.is_empty()
+                    && self.document.unwinder.is_none()
                     && let Some(area) = self.area.take()
                 {
                     ranges.push(area.range());
@@ -63,14 +71,16 @@ impl Session {
         }
     }
 
-    /// All threads, stopped, if no stack refers to the ranges.
+    /// All threads, stopped, if no stack refers to the ranges, nor with `leaves` to the code that unwinders ask.
     fn nobody_in(
         &mut self,
         ranges: &[Range<RemoteAddr>],
+        leaves: bool,
         maps: Maps,
         deadline: Instant,
     ) -> Result<Option<StoppedProcess>> {
-        let watch = mapping_watch(ranges);
+        let unwinder = self.document.unwinder.iter().filter(|_| leaves).flat_map(Unwinder::leave_watch);
+        let watch = mapping_watch(ranges, unwinder);
         let filled = cave::filled(&self.target, &maps);
         let Ok(stopped) = self.stop_all(deadline)? else { return Ok(None) };
         let mut looker = Looker::new(&self.target, &mut self.prover, maps);
@@ -94,10 +104,11 @@ impl Session {
 
     /// The state area alone is left, and nothing to know.
     fn give_up_area(&mut self, maps: &Maps) -> Result<()> {
-        if !self.document.is_empty() {
+        if !self.document.is_empty() || self.needs_unwinder()? {
             return Ok(());
         }
         self.area = None;
+        self.document.unwinder = None;
         let areas: Vec<_> = runs(maps.iter().filter(|m| m.name.starts_with(PREFIX)));
         if areas.is_empty() { Ok(()) } else { self.unmap(&areas) }
     }
@@ -105,15 +116,20 @@ impl Session {
     /// Whether there is anything to give back.
     pub(crate) fn has_left_overs(&mut self) -> Result<bool> {
         let maps = self.recent_maps()?;
-        Ok(!self.left_over(&maps).is_empty() || (self.area.is_some() && self.document.is_empty()))
+        Ok(!self.left_over(&maps)?.is_empty() || (self.area.is_some() && self.document.is_empty()))
     }
 
     /// Mappings of ours that nobody needs: not named by the document, and not the state area.
-    fn left_over(&self, maps: &Maps) -> Vec<Range<RemoteAddr>> {
+    fn left_over(&self, maps: &Maps) -> Result<Vec<Range<RemoteAddr>>> {
         let area = self.area.as_ref().map(|area| area.range());
-        let named: Vec<_> = self.document.mappings().chain(&area).cloned().collect();
+        let mut named: Vec<_> = self.document.mappings().chain(&area).cloned().collect();
+        if let Some(unwinder) = &self.document.unwinder
+            && !self.needs_unwinder()?
+        {
+            named.retain(|range| *range != unwinder.mapping);
+        }
         let ours = maps.iter().filter(|m| m.name.starts_with(PREFIX));
-        runs(ours.filter(|m| !named.iter().any(|range| range.start <= m.start && m.end <= range.end)))
+        Ok(runs(ours.filter(|m| !named.iter().any(|range| range.start <= m.start && m.end <= range.end))))
     }
 
     /// Bytes of address space that our mappings take in the target.

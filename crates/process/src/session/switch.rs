@@ -116,7 +116,8 @@ impl Session {
     fn start(&mut self, deadline: Instant) -> Result<Option<Vec<Hindrance>>> {
         self.know_images();
         let changes = self.document.state.changes();
-        let install = install_watch(&self.document, &changes);
+        let led = self.is_unwinder_led()?;
+        let install = install_watch(&self.document, &changes, !led);
         let mut pause = BACKOFF_MIN;
         loop {
             let maps = self.recent_maps()?;
@@ -207,6 +208,7 @@ impl Session {
     fn begin(&mut self, changes: &[Change], unclean: BTreeSet<ThreadId>) -> Result<()> {
         // What follows leads threads into the arena, unless it is done to its end before they run.
         let entered_before = std::mem::replace(&mut self.was_entered, true);
+        self.lead_unwinder()?;
         if let Some(arena) = self.document.arena.clone() {
             if !unclean.is_empty() {
                 let table = PendingTable::build(unclean.iter().map(|key| key.0), arena.capacity()?)?;

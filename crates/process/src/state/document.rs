@@ -9,6 +9,7 @@ use crate::callbacks::call_area::CallArea;
 use crate::callbacks::runtime::Runtime;
 use crate::code::entry::Entry;
 use crate::code::pending::Capacity;
+use crate::session::unwinder::{Tables, Unwinder};
 use crate::{Error, RemoteAddr, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -41,6 +42,8 @@ pub struct Document {
     pub call_area: Option<CallArea>,
     /// What patches call, while a patch is loaded that does.
     pub runtime: Option<Runtime>,
+    /// What unwinders in the target know images by, while there is one.
+    pub unwinder: Option<Unwinder>,
     /// The callback that a thread was set to run, and whose result has not been taken.
     pub call: Option<RunningCall>,
     /// The number of the last callback that a thread was set to run.
@@ -82,9 +85,9 @@ pub struct Image {
     /// Its parameters.
     #[serde(default)]
     pub params: Vec<ImageParam>,
-    /// Its code, and the unwind tables (`.eh_frame`) for it.
+    /// Its unwind tables.
     #[serde(default)]
-    pub unwind: Option<(Range<RemoteAddr>, Range<RemoteAddr>)>,
+    pub tables: Option<Tables>,
 }
 
 /// An object of a patch, as it lies in the image.
@@ -261,6 +264,7 @@ impl Document {
             .chain(arenas)
             .chain(self.call_area.iter().map(|area| &area.mapping))
             .chain(self.runtime.iter().map(|runtime| &runtime.mapping))
+            .chain(self.unwinder.iter().map(|unwinder| &unwinder.mapping))
     }
 
     /// The image of a patch.
