@@ -70,6 +70,8 @@ pub enum Command {
     Log(LogArgs),
     /// Show the parameters of a loaded patch, or set one
     Param(ParamArgs),
+    /// Write the names and unwind tables of a loaded patch to a file, for gdb
+    Symbols(SymbolsArgs),
     /// Describe a patch file
     Info(InfoArgs),
     /// Try a patch file on a process up to the first write, with a verdict per function
@@ -255,6 +257,19 @@ pub struct ParamArgs {
     pub target: TargetArgs,
 }
 
+/// Arguments of `symbols`.
+#[derive(Debug, Args)]
+pub struct SymbolsArgs {
+    /// The patch's name, as `ugraft list` shows it
+    pub name: String,
+    /// The file to write
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// The target.
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
 /// Arguments of `info`.
 #[derive(Debug, Args)]
 pub struct InfoArgs {
@@ -295,6 +310,7 @@ impl Command {
             Self::Status(_) => "status",
             Self::Log(_) => "log",
             Self::Param(_) => "param",
+            Self::Symbols(_) => "symbols",
             Self::Info(_) => "info",
             Self::Check(_) => "check",
             Self::Demo(_) => "demo",

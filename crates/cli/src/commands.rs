@@ -1,7 +1,7 @@
 //! The commands: each asks the library and makes an [`Outcome`] of the answer.
 
 use crate::args::{
-    ChangeArgs, CheckArgs, ForceArgs, InfoArgs, ListArgs, LoadArgs, LogArgs, LogLevel, ParamArgs,
+    ChangeArgs, CheckArgs, ForceArgs, InfoArgs, ListArgs, LoadArgs, LogArgs, LogLevel, ParamArgs, SymbolsArgs,
 };
 use crate::args::{Scan, TargetArgs, TransitionArgs, TransitionOptions, UnloadArgs, WaitArgs};
 use crate::exit;
@@ -147,6 +147,14 @@ pub fn param(args: &ParamArgs) -> Result<Outcome> {
     };
     let lines: Vec<_> = params.iter().map(|param| format!("{}={}", param.name, param.value)).collect();
     Ok(Outcome::new(json!({ "params": params }), lines.join("\n")))
+}
+
+/// `ugraft symbols NAME -o FILE`
+pub fn symbols(args: &SymbolsArgs) -> Result<Outcome> {
+    let bytes = Session::open(pid(args.target))?.symbol_file(&args.name)?;
+    std::fs::write(&args.output, bytes).with_context(|| format!("cannot write {}", args.output.display()))?;
+    let command = format!("add-symbol-file {}", args.output.display());
+    Ok(Outcome::new(json!({ "file": args.output, "gdb": command }), format!("in gdb: {command}")))
 }
 
 /// `ugraft info FILE`

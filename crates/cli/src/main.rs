@@ -57,6 +57,7 @@ fn run(command: Command, how: OutputArgs) -> anyhow::Result<Outcome> {
         Command::Status(args) => commands::status(args),
         Command::Log(args) => commands::log(&args),
         Command::Param(args) => commands::param(&args),
+        Command::Symbols(args) => commands::symbols(&args),
         Command::Info(args) => commands::info(&args),
         Command::Check(args) => commands::check(&args),
         Command::Demo(args) => demo::run(&args, how),

@@ -3,6 +3,7 @@
 pub mod check;
 pub(crate) mod describe;
 pub mod status;
+pub mod symbol_file;
 
 use crate::RemoteAddr;
 use serde::Serialize;

@@ -103,7 +103,7 @@ impl Session {
         report(self.target.memory(), &param)
     }
 
-    fn image_named(&self, patch: &str) -> Result<Image> {
+    pub(crate) fn image_named(&self, patch: &str) -> Result<Image> {
         self.require_patched()?;
         let known = self.document.state.patch_named(patch);
         let id = known.map(|p| p.id()).ok_or_else(|| Refusal::NoSuchPatch(patch.to_owned()))?;
