@@ -118,6 +118,17 @@ fn child(tests: Vec<Test>, name: &str) -> ExitCode {
     }
 }
 
+/// Does `what` in this process, and fails if processes are left of it.
+pub fn alone<T>(what: impl FnOnce() -> Result<T>) -> Result<T> {
+    become_subreaper();
+    let done = what();
+    let left = settle();
+    if !left.is_empty() && done.is_ok() {
+        anyhow::bail!("processes are left over: {}", left.join(", "));
+    }
+    done
+}
+
 /// Ends every descendant of this process, reaps it, and names those that were still alive.
 fn settle() -> Vec<String> {
     let me = std::process::id() as Pid;

@@ -5,8 +5,8 @@
 //! such files ([`scenario`]), compiles their sections ([`compile`]), plays them against real processes ([`play`])
 //! and leaves nothing behind ([`isolate`], [`children`]).
 //!
-//! Two more test programs use the same parts: one hands wrong files and wrong calls to `ugraft`, one kills it
-//! before each of its system calls ([`killer`]).
+//! More test programs use the same parts: one hands wrong files and wrong calls to `ugraft`, one kills it before each of
+//! its system calls ([`killer`]), one patches at random ([`torture`]), one patches servers under load ([`servers`]).
 
 #![deny(unsafe_code)]
 
@@ -19,6 +19,7 @@ pub mod play;
 pub mod proc;
 pub mod program;
 pub mod scenario;
+pub mod servers;
 pub mod snapshot;
 pub mod torture;
 pub mod update;

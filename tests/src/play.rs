@@ -101,7 +101,7 @@ fn variables(variant: &Variant, directory: &Path, path: &OsStr) -> Result<BTreeM
 }
 
 /// A port of the loopback interface that nothing listens on now.
-fn free_port() -> Result<u16> {
+pub fn free_port() -> Result<u16> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).context("no free port")?;
     Ok(listener.local_addr()?.port())
 }

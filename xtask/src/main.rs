@@ -57,6 +57,14 @@ enum Task {
         /// This one only
         name: Option<String>,
     },
+    /// Patch servers of this machine's registries under their own load generators: apply, replace, remove, again and again
+    Servers {
+        /// How often
+        #[arg(long, default_value_t = 100)]
+        rounds: u32,
+        /// These only: redis, nginx, postgres, tokio
+        names: Vec<String>,
+    },
     /// Patch, replace, reverse and cut short at random while a target checks every call for a mix of versions
     Torture {
         /// Go on until so many calls were judged, such as 1e9
@@ -91,6 +99,13 @@ fn main() -> Result<()> {
         Task::Truth { points, seed } => truth(points, seed),
         Task::Kill { every } => kill(every),
         Task::Canaries { name } => canaries::run(name.as_deref()),
+        Task::Servers { rounds, names } => {
+            packages::install()?;
+            let mut command = cargo();
+            command.args(["test", "--release", "--package", "ugraft-tests", "--test", "servers"]);
+            command.env("UGRAFT_SERVERS_ROUNDS", rounds.to_string());
+            run(command.env("UGRAFT_SERVERS_ONLY", names.join(",")))
+        }
         Task::Torture { calls, seconds, seed, variant, threads } => {
             let mut command = cargo();
             command.args(["test", "--package", "ugraft-tests", "--test", "torture"]);

@@ -18,6 +18,10 @@ const NEEDED: &[(&str, &str)] = &[
     ("redis-benchmark", "redis-tools"),
     ("memcached", "memcached"),
     ("memcslap", "libmemcached-tools"),
+    ("/usr/sbin/nginx", "nginx-light"),
+    ("wrk", "wrk"),
+    // Each version has a directory of its own.
+    ("/usr/lib/postgresql/*/bin/initdb", "postgresql"),
 ];
 
 /// Installs what is missing, with apt, as root or through sudo.

@@ -14,8 +14,17 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 /// The test programs that take longest; they are begun first, so that no processor waits for one of them in the end.
-const LONGEST_FIRST: &[&str] =
-    &["bad_input", "model", "kill", "torture", "scenarios", "stacks_truth", "killed_tool", "survey"];
+const LONGEST_FIRST: &[&str] = &[
+    "bad_input",
+    "model",
+    "kill",
+    "torture",
+    "scenarios",
+    "servers",
+    "stacks_truth",
+    "killed_tool",
+    "survey",
+];
 
 /// A test program that cargo built.
 struct Suite {
