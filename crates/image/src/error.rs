@@ -260,7 +260,7 @@ pub enum Error {
         /// Of which object.
         object: String,
     },
-    /// Neither functions nor callbacks nor replace.
+    /// Neither functions nor callbacks nor replace, init or exit.
     #[error(
         "the patch changes nothing: list functions in objs (a patch that only takes others off has .replace = true)"
     )]

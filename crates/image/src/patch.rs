@@ -166,6 +166,8 @@ struct Marks {
     /// Their size in pointers.
     count: u64,
     first: Option<(u32, i64)>,
+    /// What counts where there is none.
+    of_module: Option<(u32, i64)>,
 }
 
 /// Reads the relocations of every section of the image, and the pointer that `KLP_PATCH` wrote.
@@ -214,8 +216,13 @@ fn read_relocations(
         }
         let of = &elf.sections[target];
         let Some(index) = index_of[target] else {
-            if of.name == sections::MARK_SECTION && marks.first.is_none() {
-                marks.first = relas.iter().find(|r| r.kind == elf::R_X86_64_64).map(|r| (r.symbol, r.addend));
+            let mark = match of.name {
+                sections::MARK_SECTION => &mut marks.first,
+                sections::MODULE_SECTION => &mut marks.of_module,
+                _ => continue,
+            };
+            if mark.is_none() {
+                *mark = relas.iter().find(|r| r.kind == elf::R_X86_64_64).map(|r| (r.symbol, r.addend));
             }
             continue;
         };
@@ -309,7 +316,7 @@ fn note_usage(usage: &mut Usage, kind: Kind) {
 /// The spot of the one structure that is marked.
 fn marked(marks: Marks, symbols: &[Symbol], elf: &RawElf<'_>) -> Result<Spot> {
     let (symbol, addend) = match (marks.count, marks.first) {
-        (0, _) => return Err(Error::NoPatch),
+        (0, _) => marks.of_module.ok_or(Error::NoPatch)?,
         (1, Some(first)) => first,
         (1, None) => {
             return Err(Error::Structure {

@@ -8,6 +8,8 @@ use object::elf;
 
 /// The section with the pointer to the `struct klp_patch`, written by `KLP_PATCH`.
 pub const MARK_SECTION: &str = ".klp.patch";
+/// The section with the pointer to a patch of nothing, written by <linux/livepatch.h>: for a module that never comes to `klp_enable_patch()`.
+pub const MODULE_SECTION: &str = ".klp.module";
 /// The section with the key=value strings.
 pub const INFO_SECTION: &str = ".modinfo";
 
@@ -100,7 +102,7 @@ pub fn fate(section: &RawSection<'_>) -> Result<Fate> {
     if !matches!(section.kind, elf::SHT_PROGBITS | elf::SHT_NOBITS | elf::SHT_X86_64_UNWIND) {
         return Err(Error::SectionKind { section: name(), kind: section.kind });
     }
-    if section.name == MARK_SECTION || section.name == INFO_SECTION {
+    if [MARK_SECTION, MODULE_SECTION, INFO_SECTION].contains(&section.name) {
         return Ok(Fate::Metadata);
     }
     let (write, exec) = (section.is(elf::SHF_WRITE), section.is(elf::SHF_EXECINSTR));

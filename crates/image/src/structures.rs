@@ -157,7 +157,8 @@ impl Reader<'_> {
         let (params, variables) = self.params()?;
         let init = self.hook(INIT_SECTION, "module_init")?;
         let exit = self.hook(EXIT_SECTION, "module_exit")?;
-        if !replace && objects.iter().all(|o| o.funcs.is_empty() && o.callbacks.is_empty()) {
+        let silent = objects.iter().all(|o| o.funcs.is_empty() && o.callbacks.is_empty());
+        if !replace && silent && init.is_none() && exit.is_none() {
             return Err(Error::Empty);
         }
         let metadata = Metadata {

@@ -18,6 +18,12 @@
 
 KLP_INFO("klp_abi", KLP_ABI);
 
+/* A module that never comes to klp_enable_patch() is a patch of nothing, for the sake of its init and exit. */
+static struct klp_object klp_no_objects[] = { { .name = NULL } };
+static struct klp_patch klp_no_patch = { .objs = klp_no_objects };
+static struct klp_patch *const klp_module_mark
+	__attribute__((__section__(".klp.module"), __used__)) = &klp_no_patch;
+
 /* Marks the patch, once per file. It is enabled when init has returned 0. */
 #define klp_enable_patch(patch)                                                                       \
 	__extension__({                                                                               \

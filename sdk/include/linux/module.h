@@ -7,11 +7,20 @@
 #define UGRAFT_LINUX_MODULE_H
 
 #include <linux/init.h>
+#include <linux/jiffies.h>
 #include <linux/kernel.h>
+#include <linux/list.h>
 #include <linux/moduleparam.h>
 #include <linux/printk.h>
 #include <linux/slab.h>
 #include <ugraft/module.h>
+
+#ifndef noinline
+#define noinline __attribute__((__noinline__))
+#endif
+
+/* For prototypes: <linux/workqueue.h> has the rest. */
+struct work_struct;
 
 #define KLP_MODULE_KIND library
 
