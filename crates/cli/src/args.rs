@@ -1,6 +1,7 @@
 //! The command line.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -318,6 +319,11 @@ impl Command {
             Self::Manual => "manual",
         }
     }
+}
+
+/// Whether a command of this name changes functions.
+pub fn is_change(word: &OsStr) -> bool {
+    ["load", "enable", "disable"].iter().any(|name| word == *name)
 }
 
 fn pid(text: &str) -> Result<i32, String> {

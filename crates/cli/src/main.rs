@@ -15,8 +15,13 @@ use std::process::ExitCode;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use ugraft_process::session;
 
 fn main() -> ExitCode {
+    ugraft_process::heap::keep_room();
+    // Before the command line is looked at any closer, so that the two go on side by side.
+    let _prompt =
+        std::env::args_os().nth(1).is_some_and(|word| args::is_change(&word)).then(session::prepare);
     let cli = Cli::parse();
     let how = cli.output;
     log_to_stderr(how.verbose);

@@ -3,6 +3,7 @@
 
 pub mod callbacks;
 pub mod code;
+pub mod heap;
 pub mod limits;
 pub mod objects;
 pub mod remote;

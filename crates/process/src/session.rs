@@ -17,6 +17,7 @@ pub mod switch;
 pub mod unwinder;
 
 use crate::code::entry;
+use crate::heap;
 use crate::objects::Objects;
 use crate::remote;
 use crate::remote::mapping::{self, MapRequest, Part, Prot};
@@ -37,6 +38,7 @@ use crate::{Error, Pid, RemoteAddr, Result};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Once;
 use std::time::{Duration, Instant};
 use ugraft_core::{Effect, Event, Level, Refusal};
 use ugraft_image::ParamValue;
@@ -45,6 +47,10 @@ use ugraft_image::ParamValue;
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 /// Pause between searches.
 const PAUSE: Duration = Duration::from_millis(2);
+/// What the decoder's tables take of the heap.
+const TABLES_ROOM: usize = 512 << 10;
+/// What a request of a usual size takes of the heap.
+const REQUEST_ROOM: usize = 384 << 10;
 /// For how long mappings that were read count as [recent](Session::recent_maps).
 const RECENT: Duration = Duration::from_millis(50);
 
@@ -291,14 +297,22 @@ impl Session {
     }
 }
 
-/// To be called as early as there is a request that changes a target, and held: raises the priority of the calling thread, and
-/// has another one build the tables of the instruction decoder, which take as long as all else before the first write.
+/// To be called as early as it is known that there will be a request that changes a target, and held: raises the priority of
+/// the calling thread, makes room on its heap, and has another one build the tables of the instruction decoder, which
+/// take as long as all else before the first write. Called again, it does again only what can have been undone.
 /// Without it everything works as well, and takes longer.
 #[must_use]
 pub fn prepare() -> Prompt {
+    static TABLES: Once = Once::new();
     let prompt = Prompt::begin();
-    // With no thread to be had, whoever needs the tables first builds them.
-    drop(std::thread::Builder::new().name("tables".to_owned()).spawn(entry::build_decoder_tables));
+    TABLES.call_once(|| {
+        // With no thread to be had, whoever needs the tables first builds them.
+        drop(std::thread::Builder::new().name("tables".to_owned()).spawn(|| {
+            heap::make_room(TABLES_ROOM);
+            entry::build_decoder_tables();
+        }));
+        heap::make_room(REQUEST_ROOM);
+    });
     prompt
 }
 
