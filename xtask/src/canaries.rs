@@ -34,7 +34,11 @@ const TORTURE_SECONDS: u32 = 150;
 
 const CANARIES: &[Canary] = &[
     Canary { name: "skip-a-thread", found_by: Test::Torture("plain", 4), says: MIXED },
-    Canary { name: "one-stack-only", found_by: Test::Torture("signals", 4), says: MIXED },
+    Canary {
+        name: "one-stack-only",
+        found_by: Test::Scenario("alternate-stack-below"),
+        says: &["alternate-stack-below.c"],
+    },
     Canary { name: "off-by-a-frame", found_by: Test::Scenario("stuck-thread"), says: &["stuck-thread.c"] },
     Canary {
         name: "forget-a-function",
