@@ -3,7 +3,8 @@
 #![allow(unsafe_code)]
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -22,7 +23,12 @@ use crate::proc::{self, Pid};
 struct Lines {
     stdout: Vec<String>,
     stderr: Vec<String>,
+    /// Streams that have not come to their end.
     open: u32,
+    /// Whether the process has been seen to have ended.
+    ended: bool,
+    /// Open streams in which nothing was left after that: a descendant holds them.
+    drained: u32,
 }
 
 type Shared = Arc<(Mutex<Lines>, Condvar)>;
@@ -173,12 +179,11 @@ impl Background {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        // What it wrote is on its way; but a descendant may hold the streams open for ever.
-        let end = Instant::now() + Duration::from_secs(1);
+        // What it wrote is in the pipes; a descendant may hold them open for ever.
         let mut lines = lock(&self.lines);
-        while lines.open > 0 && Instant::now() < end {
-            let left = Duration::from_millis(100);
-            lines = self.lines.1.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
+        lines.ended = true;
+        while lines.open > lines.drained {
+            lines = self.lines.1.wait(lines).unwrap_or_else(PoisonError::into_inner);
         }
         let passed = self.passed.min(lines.stdout.len());
         let stdout = lines.stdout.split_off(passed);
@@ -306,21 +311,50 @@ fn lock(shared: &Shared) -> MutexGuard<'_, Lines> {
     shared.0.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn follow<R: Read + Send + 'static>(
-    stream: R,
+fn follow<R: Read + AsRawFd + Send + 'static>(
+    mut stream: R,
     shared: Shared,
     pick: fn(&mut Lines) -> &mut Vec<String>,
 ) -> JoinHandle<()> {
     std::thread::spawn(move || {
-        let mut reader = BufReader::new(stream);
         let mut line = Vec::new();
-        while let Ok(1..) = reader.read_until(b'\n', &mut line) {
-            let text = String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned();
-            pick(&mut lock(&shared)).push(text);
-            shared.1.notify_all();
-            line.clear();
+        let mut bytes = [0; 4096];
+        let mut drained = false;
+        loop {
+            // Asked before the look at the stream: what the process wrote is there then.
+            let ended = lock(&shared).ended;
+            if !drained && !is_readable(stream.as_raw_fd()) {
+                if ended {
+                    drained = true;
+                    lock(&shared).drained += 1;
+                    shared.1.notify_all();
+                }
+                continue;
+            }
+            let Ok(len @ 1..) = stream.read(&mut bytes) else { break };
+            line.extend_from_slice(&bytes[..len]);
+            while let Some(end) = line.iter().position(|&byte| byte == b'\n') {
+                let text = String::from_utf8_lossy(&line[..end]).into_owned();
+                line.drain(..=end);
+                pick(&mut lock(&shared)).push(text);
+                shared.1.notify_all();
+            }
         }
-        lock(&shared).open -= 1;
+        let mut lines = lock(&shared);
+        if !line.is_empty() {
+            pick(&mut lines).push(String::from_utf8_lossy(&line).into_owned());
+        }
+        lines.open -= 1;
+        lines.drained -= u32::from(drained);
         shared.1.notify_all();
     })
+}
+
+/// Whether there is something to read, or an end, or comes soon.
+fn is_readable(fd: RawFd) -> bool {
+    /// How often it is asked whether the process has ended, in milliseconds.
+    const PAUSE: i32 = 5;
+    let mut wanted = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one element, which outlives the call. A failure is met again by whoever reads.
+    unsafe { libc::poll(&raw mut wanted, 1, PAUSE) != 0 }
 }
