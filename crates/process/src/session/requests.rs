@@ -343,7 +343,7 @@ impl Session {
         let mut image = plan::image(id, patch, &desc, &objects, &self.document, &mut batch)?;
         params::set_at_load(&self.settings, patch, &mut image, &mut batch)?;
         self.document.images.push(image);
-        self.plan_unwinder(&objects, &maps, &mut batch)?;
+        self.plan_unwinder(&objects, &maps, patch, &mut batch)?;
         if plan::has_callbacks(&desc) && self.document.call_area.is_none() {
             let base = batch.ground.take(CALL_AREA_LEN, &[])?.start;
             let (area, request, code) = CallArea::plan(base);

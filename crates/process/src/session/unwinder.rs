@@ -48,6 +48,9 @@ use ugraft_runtime::{UNWINDER_FUNCTIONS, UNWINDER_OBJECT, UNWINDER_TABLE};
 /// Name of the memfd behind it.
 pub const UNWINDER_NAME: &str = "ugraft:unwinder";
 
+/// The C library of glibc.
+const LIBC: &str = "libc.so.6";
+
 /// Bytes from one thunk to the next.
 const THUNK_LEN: usize = thunk::MAX_LEN.next_multiple_of(thunk::ALIGN);
 /// Pause between two attempts to lead the entries.
@@ -126,6 +129,46 @@ impl Resolve for Nothing {
     fn klp_symbol(&mut self, _: &KlpSymbol, _: &Import) -> Resolution {
         Resolution::NotFound
     }
+}
+
+/// Names of which an object or a patch needs one to unwind, or to bring in what does: the functions that unwinders ask, those of
+/// the C library that load an unwinder (libgcc) by themselves, and those that load anything.
+const WAYS_TO_UNWIND: [&str; 11] = [
+    "_dl_find_object",
+    "dl_iterate_phdr",
+    "backtrace",
+    "pthread_cancel",
+    "pthread_exit",
+    "thrd_exit",
+    "dlopen",
+    "dlmopen",
+    "dlsym",
+    "dlvsym",
+    "__libc_dlopen_mode",
+];
+
+/// Whether anything can come to unwind in the target, with what the patch needs: if not, nobody has to be told of images, and the
+/// C library's symbols and code need not be read for it. What the C library and the loader have for others says nothing.
+fn may_unwind(objects: &Objects<'_>, patch: &PatchFile) -> Result<bool> {
+    let used =
+        patch.imports().iter().any(|import| WAYS_TO_UNWIND.iter().any(|way| import.name.contains(way)));
+    if used || objects.main().is_static() {
+        return Ok(true);
+    }
+    for object in objects.iter().filter(|o| matches!(o.role(), Role::Main | Role::Library)) {
+        if object.is_called(LIBC) {
+            continue;
+        }
+        let dynamic = object.dynamic()?;
+        let Some(strings) = dynamic.strtab else { continue };
+        let strings = object.pages.memory().read_vec(strings, dynamic.strsz as usize)?;
+        // A string may be the end of a longer one, so one that only ends so counts, too.
+        let names = strings.split(|byte| *byte == 0);
+        if names.into_iter().any(|name| WAYS_TO_UNWIND.iter().any(|way| name.ends_with(way.as_bytes()))) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Plans our code for a target that has functions to lead to it; `None` where it has none.
@@ -287,13 +330,17 @@ impl Unwinder {
 
 impl Session {
     /// Plans that unwinders find the images which were added to the document with `batch`: the image of the patch
-    /// numbered last, and the runtime's.
+    /// numbered last, and the runtime's. With the first image that needs it, the others that are there become known, too.
     pub(crate) fn plan_unwinder(
         &mut self,
         objects: &Objects<'_>,
         maps: &Maps,
+        patch: &PatchFile,
         batch: &mut Batch,
     ) -> Result<()> {
+        if self.document.unwinder.is_none() && !may_unwind(objects, patch)? {
+            return Ok(());
+        }
         let mut known: Vec<(usize, RemoteAddr)> = Vec::new();
         let mut fresh: Vec<(String, Range<RemoteAddr>, Tables)> = Vec::new();
         match &self.document.unwinder {
