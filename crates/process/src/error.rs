@@ -19,6 +19,9 @@ pub enum Error {
     /// The kernel refused access to the target (EPERM/EACCES).
     #[error("not allowed to trace process {0}: {1}")]
     Permission(Pid, String),
+    /// Libraries that come later cannot be seen to.
+    #[error("{0}")]
+    Libraries(String),
     /// The process exists, but is not one that can be patched (EINVAL).
     #[error("cannot work on process {pid}: {why}")]
     Unfit {

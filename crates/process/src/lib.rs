@@ -4,6 +4,7 @@
 pub mod callbacks;
 pub mod code;
 pub mod heap;
+pub mod libraries;
 pub mod limits;
 pub mod objects;
 pub mod remote;

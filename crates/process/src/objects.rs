@@ -16,6 +16,7 @@ pub(crate) mod ifunc;
 pub(crate) mod loader_list;
 pub(crate) mod object_file;
 pub(crate) mod parts;
+mod permanent;
 pub mod scope;
 pub(crate) mod symbol_error;
 pub(crate) mod symbol_set;

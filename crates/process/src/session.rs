@@ -35,6 +35,7 @@ use crate::threads::crowd;
 use crate::threads::priority::Prompt;
 use crate::threads::{self, StoppedThread};
 use crate::{Error, Pid, RemoteAddr, Result};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -77,6 +78,8 @@ pub struct Session {
     pub(crate) settings: Vec<(usize, ParamValue)>,
     /// What went wrong in a callback of the request at hand.
     pub(crate) trouble: Option<Error>,
+    /// Libraries of the document that are not there any more, as of the last stop.
+    pub(crate) gone: BTreeSet<String>,
     /// Who had which key when the transition began.
     pub(crate) census: Option<Census>,
     messages: Vec<(log_ring::Level, String)>,
@@ -121,6 +124,7 @@ impl Session {
             scan_memory,
             resolvers: Vec::new(),
             settings: Vec::new(),
+            gone: BTreeSet::new(),
             census: None,
             trouble: None,
             messages: Vec::new(),
@@ -222,6 +226,16 @@ impl Session {
     /// Forgets messages that were not committed, of a request that has changed nothing.
     pub(crate) fn drop_messages(&mut self) {
         self.messages.clear();
+    }
+
+    /// How many messages the next commit will append.
+    pub(crate) fn count_messages(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// Forgets those behind the first `count`: the target has them already.
+    pub(crate) fn drop_messages_from(&mut self, count: usize) {
+        self.messages.truncate(count);
     }
 
     /// Makes the mappings and writes of `batch`, and commits the document that speaks of them; the state area too if

@@ -60,6 +60,9 @@ pub enum Unstoppable {
         "it did not finish the calls it was given, as if its control group (its container) were frozen, but will when it runs"
     )]
     InProgram,
+    /// It, or another thread, is loading or unloading a library, or in a callback for one.
+    #[error("it is loading or unloading a library")]
+    InLoader,
     /// Anything else; the state letter of proc(5).
     #[error("it is in state {0}")]
     Other(char),

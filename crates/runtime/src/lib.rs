@@ -15,6 +15,8 @@ mod runtime;
 #[path = "../code/layout.rs"]
 pub mod layout;
 
+#[path = "../code/expected.rs"]
+pub mod expected;
 #[path = "../code/unwinder_layout.rs"]
 pub mod unwinder;
 
@@ -45,3 +47,7 @@ pub const UNWINDER_TABLE: &str = "ugraft_unwinder_table";
 /// Functions of C libraries that it takes the place of, and what it has for each.
 pub const UNWINDER_FUNCTIONS: [(&str, &str); 2] =
     [("_dl_find_object", "ugraft_dl_find_object"), ("dl_iterate_phdr", "ugraft_dl_iterate_phdr")];
+/// The [words](expected::Loader) of the hook in the dynamic loader.
+pub const LOADER: &str = "ugraft_loader";
+/// The hook.
+pub const LOADER_HOOK: &str = "ugraft_loader_hook";

@@ -36,6 +36,9 @@ pub struct Runtime {
     /// Its unwind tables.
     #[serde(default)]
     pub tables: Option<Tables>,
+    /// The words of its hook for the dynamic loader, and the hook; `None` in what earlier versions linked.
+    #[serde(default)]
+    pub loader: Option<(RemoteAddr, RemoteAddr)>,
 }
 
 /// Whether a patch calls the runtime.
@@ -68,7 +71,11 @@ impl Resolve for Nothing {
 pub fn plan(objects: &Objects<'_>, batch: &mut Batch) -> Result<Runtime> {
     let file = PatchFile::parse(ugraft_runtime::OBJECT, "runtime")?;
     let layout = file.layout();
-    let mapping = batch.ground.take(layout.size, &[])?;
+    // Within reach of the loader, which is to lead to the hook.
+    let brk: Vec<_> =
+        objects.loader_debug().map(|debug| debug.brk).filter(|brk| brk.0 != 0).into_iter().collect();
+    let near = batch.ground.take(layout.size, &brk);
+    let mapping = near.or_else(|_| batch.ground.take(layout.size, &[]))?;
     let linked = ugraft_image::link(&file, mapping.start, &mut Nothing)?;
     batch.add_image(RUNTIME_NAME.to_owned(), layout, &linked);
     let runtime = describe(&linked, mapping)?;
@@ -84,12 +91,17 @@ fn describe(linked: &LinkedImage, mapping: Range<RemoteAddr>) -> Result<Runtime>
         found.map(|symbol| symbol.addr).ok_or_else(|| missing(name))
     };
     let functions = linked.symbols.iter().filter(|symbol| is_function(&symbol.name));
+    let hook = linked.symbols.iter().find(|symbol| symbol.name == ugraft_runtime::LOADER_HOOK);
     Ok(Runtime {
         mapping,
         functions: functions.map(|symbol| (symbol.name.clone(), symbol.addr)).collect(),
         log: variable(ugraft_runtime::LOG)?,
         patches: variable(ugraft_runtime::PATCHES)?,
         tables: Tables::of(linked),
+        loader: match hook {
+            Some(hook) => Some((variable(ugraft_runtime::LOADER)?, hook.addr)),
+            None => None,
+        },
     })
 }
 

@@ -24,6 +24,7 @@ use crate::code::trampoline;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
+use ugraft_runtime::layout::Site;
 
 /// The CPU's page size, and the unit in which the kernel copies a write.
 const PAGE: u64 = 4096;
@@ -242,6 +243,44 @@ impl Entry {
         };
         entry.check_foreign(f)?;
         Ok(entry)
+    }
+
+    /// The same as the hook in a target has found it; `None` where that makes no sense.
+    #[must_use]
+    pub fn from_site(site: &Site) -> Option<Self> {
+        let (place, jump) = (RemoteAddr(site.place), RemoteAddr(site.jump));
+        let original = site.original.get(..usize::from(site.original_len))?.to_vec();
+        let form = match jump == place {
+            true => Form::Direct,
+            false => Form::Springboard { pad: jump, padding: site.padding.to_vec() },
+        };
+        let entry = Self { start: RemoteAddr(site.start), place, form, original, displaced: site.displaced };
+        let reach = jump.distance_from(place.offset(SHORT_LEN as i64));
+        let fits = entry.overwritten() <= entry.original.len()
+            && usize::from(entry.displaced) <= entry.original.len()
+            && !straddles(place, entry.overwritten())
+            && !straddles(jump, trampoline::NEAR_LEN)
+            && (jump == place || i8::try_from(reach).is_ok());
+        fits.then_some(entry)
+    }
+
+    /// The entry as the hook in a target has it; `None` where that has no room for it.
+    #[must_use]
+    pub fn to_site(&self, size: u64) -> Option<Site> {
+        let mut site = Site {
+            start: self.start.0,
+            size,
+            place: self.place.0,
+            jump: self.jump().0,
+            original_len: self.original.len() as u8,
+            displaced: self.displaced,
+            ..Site::default()
+        };
+        site.original.get_mut(..self.original.len())?.copy_from_slice(&self.original);
+        if let Form::Springboard { padding, .. } = &self.form {
+            site.padding = padding.as_slice().try_into().ok()?;
+        }
+        Some(site)
     }
 
     fn direct(

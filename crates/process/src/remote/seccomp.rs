@@ -62,7 +62,7 @@ pub(crate) fn suspend(pid: Pid, tid: Tid, calls: &[Call]) -> Result<()> {
 }
 
 /// Whether the thread is under seccomp, in any mode.
-fn is_filtered(pid: Pid, tid: Tid) -> Result<bool> {
+pub(crate) fn is_filtered(pid: Pid, tid: Tid) -> Result<bool> {
     let path = format!("/proc/{pid}/task/{tid}/status");
     let status = read_text(&path).map_err(|source| Error::Proc { path, source })?;
     Ok(status_field(&status, "Seccomp").is_some_and(|mode| mode != "0"))

@@ -87,6 +87,7 @@ impl Session {
     /// [`Error::Memory`], [`Error::TargetGone`].
     pub fn status(mut self) -> Result<Status> {
         let maps = self.target.maps()?;
+        self.look_at_libraries()?;
         let hindrances = self.look_at_pending()?;
         let blockers = self.describe(hindrances);
         let transition = self.document.state.transition();

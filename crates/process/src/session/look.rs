@@ -11,7 +11,7 @@ use crate::stacks::scan::{ScanFailure, Thread};
 use crate::stacks::suspended::{self, MemoryHit, pointer_guard};
 use crate::stacks::watch::{Part, Watch, WatchRange};
 use crate::stacks::{Blocker, Prover, Reason, Verdict};
-use crate::state::document::Document;
+use crate::state::document::{Document, Site};
 use crate::target::Target;
 use crate::target::maps::{Mapping, Maps};
 use crate::threads::{StoppedProcess, StoppedThread};
@@ -172,6 +172,25 @@ pub(crate) fn install_watch(document: &Document, changes: &[Change], unwinder: b
     let ranges = ranges.flat_map(|(site, func)| entry_bytes(&site.entry, &func.name));
     let unwinder = document.unwinder.iter().filter(|_| unwinder).flat_map(Unwinder::install_watch);
     Watch::new(ranges.chain(unwinder).collect())
+}
+
+/// The bytes that the first redirect of an entry overwrites.
+pub(crate) fn entry_watch(entry: &Entry, name: &str) -> Watch {
+    Watch::new(entry_bytes(entry, name))
+}
+
+/// All that functions of libraries are by now, and the bytes of their entries: nobody in these is on either side of a change.
+pub(crate) fn library_watch<'s>(document: &Document, sites: impl Iterator<Item = &'s Site>) -> Result<Watch> {
+    let mut ranges = Vec::new();
+    for site in sites {
+        ranges.extend(entry_bytes(&site.entry, &site.func.name));
+        ranges.extend(code_of(document, &site.func, Implementation::Original)?);
+        let new = document.images.iter().flat_map(|image| &image.funcs).filter(|new| new.func == site.func);
+        for code in new.flat_map(|new| &new.code) {
+            ranges.push(named(code.clone(), Part::Image, &site.func));
+        }
+    }
+    Ok(Watch::new(ranges))
 }
 
 /// The mappings of ours that are to be given back, and what else nobody may be in then.

@@ -60,7 +60,14 @@ pub fn describe(patch: &PatchFile, objects: &Objects<'_>) -> PatchDesc {
 }
 
 fn canonical(objects: &Objects<'_>, name: &str) -> String {
-    objects.find(Some(name)).map_or_else(|_| name.to_owned(), |object| object.name().to_owned())
+    let found = objects.find(Some(name));
+    // One that is called by its file's name may have gone while it was looked at, and be read as what came in its place: what it
+    // is called by then need not lead to it.
+    let by_other = |other: &str| objects.find(Some(other)).map(|object| object.id());
+    match found {
+        Ok(object) if by_other(object.name()) == Ok(object.id()) => object.name().to_owned(),
+        _ => name.to_owned(),
+    }
 }
 
 /// A function by its canonical name, so that patches that name it by different aliases are known to change the same one.
@@ -161,7 +168,11 @@ pub fn image(
         desc.objects.iter().filter_map(|o| objects.find(o.name.as_deref()).ok()).map(|o| o.id()).collect();
     let runtime = document.runtime.as_ref().map(|runtime| &runtime.functions);
     let mut resolver = Resolver::new(objects, &also)?.with(runtime.cloned().unwrap_or_default());
-    let jumps = jumps(desc, document);
+    let mut jumps = jumps(desc, document);
+    if jumps.is_empty() {
+        // Functions of libraries that come later will lie where libraries do, next to the loader.
+        jumps.extend(objects.loader_debug().map(|debug| debug.brk).filter(|brk| brk.0 != 0));
+    }
     let layout = patch.layout();
     let base = place(patch, &resolver, &jumps, batch)?.start;
     let linked = ugraft_image::link(patch, base, &mut resolver)?;

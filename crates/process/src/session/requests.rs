@@ -38,6 +38,8 @@ pub struct Options {
     pub scan_memory: bool,
 }
 
+/// How often a request is planned anew because libraries have come or gone meanwhile.
+const ATTEMPTS: usize = 8;
 /// Pause between two attempts to take the lock that another tool has.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
@@ -62,7 +64,7 @@ impl Session {
         self.take_up(options)?;
         self.require_patched()?;
         let event = Event::Enable { patch: name.to_owned(), ignore_order: options.ignore_order };
-        self.attempt(|session| session.change(event, name, options), name, options)
+        self.attempt(|session| session.change(event.clone(), name, options), name, options)
     }
 
     /// Disables an enabled patch.
@@ -74,7 +76,7 @@ impl Session {
         self.take_up(options)?;
         self.require_patched()?;
         let event = Event::Disable { patch: name.to_owned(), ignore_order: options.ignore_order };
-        self.attempt(|session| session.change(event, name, options), name, options)
+        self.attempt(|session| session.change(event.clone(), name, options), name, options)
     }
 
     /// Removes a disabled or replaced patch.
@@ -130,6 +132,7 @@ impl Session {
             self.scan_memory |= options.scan_memory;
             let deadline = Instant::now() + options.timeout;
             self.carry_on(name, deadline)?;
+            self.settle_libraries(deadline)?;
             self.sweep(deadline)?;
         }
         self.trouble.take().map_or_else(|| Ok(self.report(name, None)), Err)
@@ -151,6 +154,7 @@ impl Session {
                 return Err(self.still_in_transition(&name, hindrances));
             }
         }
+        self.settle_libraries(Instant::now() + options.timeout)?;
         self.sweep(Instant::now() + options.timeout)?;
         self.trouble.take().map_or_else(|| Ok(self.report(&name, None)), Err)
     }
@@ -170,6 +174,7 @@ impl Session {
             self.force_through(deadline)?;
         }
         self.was_entered = true;
+        self.settle_libraries(Instant::now() + options.timeout)?;
         // Who was forced may stay in old code for long: no waiting for that.
         self.sweep(Instant::now())?;
         if let Some(trouble) = self.trouble.take() {
@@ -206,7 +211,7 @@ impl Session {
             self.sweep(Instant::now() + options.timeout)?;
         }
         self.was_entered = false;
-        Ok(())
+        self.take_up_libraries(Instant::now() + options.timeout)
     }
 
     fn take_up_transition(&mut self, options: Options) -> Result<()> {
@@ -232,14 +237,30 @@ impl Session {
     /// Has `begin` put a request into the document and a batch, and carries it out.
     fn attempt(
         &mut self,
-        begin: impl FnOnce(&mut Self) -> Result<Batch>,
+        mut begin: impl FnMut(&mut Self) -> Result<Batch>,
         name: &str,
         options: Options,
     ) -> Result<Report> {
-        let before = self.document.clone();
+        let mut before = self.document.clone();
         let replaced = before.state.patches().iter().filter(|p| p.life() == Life::Replaced);
         self.replaced_before = replaced.map(|p| p.name().to_owned()).collect();
-        let batch = match begin(self) {
+        let mut attempts = 0;
+        let batch = loop {
+            let batch = begin(self);
+            attempts += 1;
+            match batch {
+                // Libraries that go while they are looked at.
+                Err(ref e) if attempts < ATTEMPTS && may_have_gone(e, before.libraries.is_some()) => {
+                    self.document = before;
+                    self.drop_messages();
+                    self.maps = None;
+                    self.take_up_libraries(Instant::now() + options.timeout)?;
+                    before = self.document.clone();
+                }
+                batch => break batch,
+            }
+        };
+        let batch = match batch {
             Ok(batch) => batch,
             Err(Error::Refused(Refusal::AlreadySo(already))) => return Ok(self.report(name, Some(already))),
             Err(e) => {
@@ -254,10 +275,15 @@ impl Session {
             }
         };
         let result = self.carry_out(batch, name, &before, options);
+        let settled = self.settle_libraries(Instant::now() + options.timeout);
         // Whatever came of it: what is not needed goes.
         let swept = self.sweep(Instant::now() + options.timeout);
         result?;
         swept?;
+        if let Err(e) = settled {
+            // What was asked for is done; the next command does this first.
+            self.notes.push(format!("libraries that come are not seen to before the next command: {e}"));
+        }
         Ok(self.report(name, None))
     }
 
@@ -340,6 +366,8 @@ impl Session {
         if runtime::is_needed(patch) && self.document.runtime.is_none() {
             self.document.runtime = Some(runtime::plan(&objects, &mut batch)?);
         }
+        self.plan_libraries(&objects, &maps, &mut batch)?;
+        self.know_libraries(&objects);
         let mut image = plan::image(id, patch, &desc, &objects, &self.document, &mut batch)?;
         params::set_at_load(&self.settings, patch, &mut image, &mut batch)?;
         self.document.images.push(image);
@@ -389,18 +417,24 @@ impl Session {
             }
         }
         self.document.images = images;
+        self.plan_libraries(&objects, &maps, &mut batch)?;
+        self.know_libraries(&objects);
         Ok(batch)
     }
 
     /// Refuses to go on where the entry of a patched function is not what was written there.
-    fn check_undisturbed(&self) -> Result<()> {
-        for site in &self.document.sites {
+    fn check_undisturbed(&mut self) -> Result<()> {
+        for site in &self.document.sites.clone() {
             let implementation = self.document.state.steady(&site.func);
             let wanted = match self.document.landing(&site.func, implementation)? {
                 Some(landing) => Installed::Redirect(landing),
                 None => Installed::Original,
             };
-            if site.entry.installed(|addr, buf| self.target.memory().read(addr, buf))? != wanted {
+            if self.installed(site)?.is_some_and(|installed| installed != wanted) {
+                if !matches!(self.in_loader(), Ok(None)) || self.is_gone(&site.func) {
+                    // Its library is going, or has just gone.
+                    continue;
+                }
                 let function = site.func.to_string();
                 return Err(Error::Disturbed { function, at: site.entry.place() });
             }
@@ -410,6 +444,7 @@ impl Session {
 
     /// Tells the semantics which libraries are loaded now.
     fn note_objects(&mut self, objects: &Objects<'_>) -> Result<()> {
+        self.forget_libraries(objects)?;
         for object in objects.iter().filter(|o| matches!(o.role(), Role::Library | Role::Loader)) {
             let name = object.name();
             let patched_by = self.document.state.patches().iter().find(|patch| {
@@ -460,5 +495,14 @@ impl Session {
             forced: Vec::new(),
             notes: self.notes.clone(),
         }
+    }
+}
+
+/// Whether a failure to plan may be that of a library which has gone meanwhile.
+fn may_have_gone(e: &Error, hooked: bool) -> bool {
+    match e {
+        Error::Memory { .. } => true,
+        Error::Symbol(_) | Error::Entry { .. } => hooked,
+        _ => false,
     }
 }

@@ -42,18 +42,35 @@ pub enum Hindrance {
 }
 
 impl Session {
-    /// Stops all threads, or tells which one did not stop.
+    /// Stops all threads, or tells which one did not stop. Where the loader is hooked, none of them is in the hook, and the
+    /// loader's list of libraries is whole.
     pub(crate) fn stop_all(&mut self, deadline: Instant) -> Result<Result<StoppedProcess, Hindrance>> {
         let within = deadline.saturating_duration_since(Instant::now()).clamp(AT_LEAST, WITHIN);
-        unstoppable(threads::stop_all(&self.target, within))
+        let until = Instant::now() + within;
+        loop {
+            let stopped = match unstoppable(threads::stop_all(&self.target, within))? {
+                Ok(stopped) => stopped,
+                late => return Ok(late),
+            };
+            let Some(tid) = self.in_loader()? else { return Ok(Ok(stopped)) };
+            self.let_go(stopped)?;
+            if Instant::now() >= until {
+                let comm = self.target.thread_stat(tid)?.map_or_else(|| "?".to_owned(), |stat| stat.comm);
+                return Ok(Err(Hindrance::Unstoppable { tid, comm, why: Unstoppable::InLoader }));
+            }
+            std::thread::sleep(PAUSE);
+        }
     }
 
     /// Stops all threads, and tries again until the deadline.
     pub(crate) fn stop_all_patiently(&mut self, deadline: Instant) -> Result<StoppedProcess> {
         loop {
-            match threads::stop_all(&self.target, WITHIN) {
-                Err(Error::CannotStop { .. }) if Instant::now() < deadline => std::thread::sleep(PAUSE),
-                result => return result,
+            match self.stop_all(Instant::now() + WITHIN)? {
+                Ok(stopped) => return Ok(stopped),
+                Err(Hindrance::Unstoppable { tid, comm, why }) if Instant::now() >= deadline => {
+                    return Err(Error::CannotStop { tid, comm, why });
+                }
+                Err(_) => std::thread::sleep(PAUSE),
             }
         }
     }

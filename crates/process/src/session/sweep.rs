@@ -16,6 +16,7 @@ use crate::threads::StoppedProcess;
 use crate::{RemoteAddr, Result};
 use std::ops::Range;
 use std::time::{Duration, Instant};
+use ugraft_runtime::layout::NEAR_MAGIC;
 
 /// What the names of all our memfds begin with.
 const PREFIX: &str = "/memfd:ugraft:";
@@ -129,7 +130,23 @@ impl Session {
             named.retain(|range| *range != unwinder.mapping);
         }
         let ours = maps.iter().filter(|m| m.name.starts_with(PREFIX));
-        Ok(runs(ours.filter(|m| !named.iter().any(|range| range.start <= m.start && m.end <= range.end))))
+        let mut left =
+            runs(ours.filter(|m| !named.iter().any(|range| range.start <= m.start && m.end <= range.end)));
+        left.extend(self.strays(maps));
+        Ok(left)
+    }
+
+    /// What the hook in the loader had mapped near libraries and nobody needs any more: it says at its head what it is.
+    fn strays(&self, maps: &Maps) -> Vec<Range<RemoteAddr>> {
+        let is_ours = |start: RemoteAddr, len: u64| {
+            let words = [NEAR_MAGIC, start.0, len].map(u64::to_le_bytes).concat();
+            let mut head = vec![0; words.len()];
+            maps.find(start).is_some_and(|m| m.name.is_empty() && start.offset(len as i64) <= m.end)
+                && self.target.memory().read(start, &mut head).is_ok()
+                && head == words
+        };
+        let ranges = self.document.strays.iter().map(|[start, len]| (RemoteAddr(*start), *len));
+        ranges.filter(|(start, len)| is_ours(*start, *len)).map(|(s, len)| s..s.offset(len as i64)).collect()
     }
 
     /// Bytes of address space that our mappings take in the target.

@@ -42,7 +42,7 @@ use crate::{Error, RemoteAddr, Result, Tid};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use ugraft_core::{Change, Due, Errno, Event, Phase, ThreadId};
+use ugraft_core::{Change, Due, Errno, Event, Implementation, Phase, ThreadId};
 
 /// Pause before the first second look; it doubles up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(1);
@@ -174,7 +174,12 @@ impl Session {
             let Some(site) = self.document.site(&change.func) else { continue };
             let source = self.document.landing(&change.func, change.source)?;
             let source = source.map_or(Installed::Original, Installed::Redirect);
-            if site.entry.installed(|addr, buf| self.target.memory().read(addr, buf))? != source {
+            let installed = self.installed(site)?;
+            if self.can_go(&change.func) && installed != Some(Installed::Other) {
+                // Another of its name may have come meanwhile, with or without what the hook has for it.
+                continue;
+            }
+            if installed != Some(source) {
                 let function = change.func.to_string();
                 return Err(Error::Disturbed { function, at: site.entry.place() });
             }
@@ -251,11 +256,31 @@ impl Session {
         if canary!("settle-early") {
             return self.lead_to(site, self.document.landing(&change.func, change.goal)?);
         }
-        self.lead_to(site, Some(arena.stub(&change.func)?))
+        let stub = Some(arena.stub(&change.func)?);
+        match change.source {
+            Implementation::Original => self.lead_anew(site, stub),
+            Implementation::Patch(_) => self.lead_to(site, stub),
+        }
     }
 
     /// Leads an entry to `landing`, or back to its original.
     fn lead_to(&self, site: &Site, landing: Option<RemoteAddr>) -> Result<()> {
+        if self.can_go(&site.func) {
+            match self.installed(site)? {
+                Some(Installed::Redirect(_)) => {}
+                // Its library is not the one that it was, or not there at all. A thread may be in the bytes of a new one's entry:
+                // what is to be done there is done when nobody is (see `Session::settle_libraries`).
+                _ => return Ok(()),
+            }
+        }
+        self.lead_anew(site, landing)
+    }
+
+    /// The same for an entry that may hold its original bytes, in which no thread is.
+    pub(crate) fn lead_anew(&self, site: &Site, landing: Option<RemoteAddr>) -> Result<()> {
+        if matches!(self.installed(site)?, None | Some(Installed::Other)) && self.can_go(&site.func) {
+            return Ok(());
+        }
         let writes = match landing {
             Some(landing) => site.entry.entry_to(landing).map_err(|e| Error::Damaged(e.to_string()))?,
             None => site.entry.restore(),
@@ -529,7 +554,7 @@ impl Session {
                 Some(landing) => Installed::Redirect(landing),
                 None => Installed::Original,
             };
-            if site.entry.installed(|addr, buf| self.target.memory().read(addr, buf))? != wanted {
+            if self.installed(site)?.is_some_and(|installed| installed != wanted) {
                 return Ok(false);
             }
         }
@@ -687,7 +712,7 @@ impl Session {
         for change in changes {
             let Some(site) = self.document.site(&change.func) else { continue };
             let stub = Installed::Redirect(arena.stub(&change.func)?);
-            if site.entry.installed(|addr, buf| self.target.memory().read(addr, buf))? == stub {
+            if self.installed(site)? == Some(stub) {
                 return Ok(true);
             }
         }
@@ -704,7 +729,7 @@ impl Session {
         if !images.iter().any(Image::has_callbacks) {
             self.document.call_area = None;
         }
-        if self.document.state.patches().is_empty() {
+        if self.document.state.patches().is_empty() && self.document.libraries.is_none() {
             self.document.runtime = None;
         }
     }

@@ -9,6 +9,7 @@ use crate::callbacks::call_area::CallArea;
 use crate::callbacks::runtime::Runtime;
 use crate::code::entry::Entry;
 use crate::code::pending::Capacity;
+use crate::libraries::Libraries;
 use crate::session::unwinder::{Tables, Unwinder};
 use crate::{Error, RemoteAddr, Result};
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,10 @@ pub struct Document {
     pub runtime: Option<Runtime>,
     /// What unwinders in the target know images by, while there is one.
     pub unwinder: Option<Unwinder>,
+    /// The hook in the dynamic loader, while a patch is loaded that names libraries which can come or go.
+    pub libraries: Option<Libraries>,
+    /// Where the hook mapped memory near libraries, and how much, that nobody needs any more. It may be gone by now.
+    pub strays: Vec<[u64; 2]>,
     /// The callback that a thread was set to run, and whose result has not been taken.
     pub call: Option<RunningCall>,
     /// The number of the last callback that a thread was set to run.
@@ -253,7 +258,10 @@ impl Document {
     /// Whether nothing is left to know.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.state.patches().is_empty() && self.images.is_empty() && self.arena.is_none()
+        self.state.patches().is_empty()
+            && self.images.is_empty()
+            && self.arena.is_none()
+            && self.libraries.is_none()
     }
 
     /// Every mapping that is in use.
@@ -265,6 +273,7 @@ impl Document {
             .chain(self.call_area.iter().map(|area| &area.mapping))
             .chain(self.runtime.iter().map(|runtime| &runtime.mapping))
             .chain(self.unwinder.iter().map(|unwinder| &unwinder.mapping))
+            .chain(self.libraries.iter().map(|libraries| &libraries.mapping))
     }
 
     /// The image of a patch.

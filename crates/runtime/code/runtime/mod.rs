@@ -8,6 +8,7 @@ pub mod elf;
 pub mod entry;
 pub mod format;
 mod heap;
+mod loader;
 mod lock;
 mod log;
 pub mod redirect;

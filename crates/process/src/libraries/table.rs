@@ -1,0 +1,280 @@
+//! The table of libraries that the hook in the target works with, as bytes: written by the tool, read back with what the
+//! hook has noted. The layout is [`ugraft_runtime::expected`]'s.
+#![allow(unsafe_code)]
+
+use crate::{Error, RemoteAddr, Result};
+use std::mem::{offset_of, size_of};
+use ugraft_runtime::expected::{Func, Head, Object, Part, Place, SEEN_MORE, TABLE_MAGIC, TABLE_MAX, Use};
+use ugraft_runtime::layout::Site;
+
+/// A plain structure of numbers, without padding between them.
+///
+/// # Safety
+/// Every byte of it must belong to a field, and any bytes must be one.
+unsafe trait Plain: Copy + Default {}
+// SAFETY: made of integers and arrays of them, with no padding: their sizes are those of their fields together (asserted
+// where they are defined, and below).
+unsafe impl Plain for Head {}
+// SAFETY: as above.
+unsafe impl Plain for Object {}
+// SAFETY: as above.
+unsafe impl Plain for Use {}
+// SAFETY: as above.
+unsafe impl Plain for Func {}
+// SAFETY: as above.
+unsafe impl Plain for Place {}
+
+const _: () = assert!(size_of::<Object>() == 3 * 8 + 6 * 8);
+const _: () = assert!(size_of::<Use>() == 3 * 8 + 6 * 8);
+const _: () = assert!(size_of::<Place>() == 8 + 8 + size_of::<Site>());
+const _: () = assert!(offset_of!(Place, site) == 16 && size_of::<Site>().is_multiple_of(8));
+
+fn bytes_of<T: Plain>(value: &T) -> &[u8] {
+    // SAFETY: `Plain`: all bytes are initialised.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
+}
+
+fn value_of<T: Plain>(bytes: &[u8]) -> Option<T> {
+    let bytes = bytes.get(..size_of::<T>())?;
+    // SAFETY: long enough, and `Plain`: any bytes are a value.
+    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
+
+/// A library that patches name.
+#[derive(Clone, Debug, Default)]
+pub struct Library {
+    /// What they call it.
+    pub name: String,
+    /// The patches, oldest first.
+    pub uses: Vec<LibraryUse>,
+    /// Its functions that they change.
+    pub places: Vec<LibraryPlace>,
+    /// [`ugraft_runtime::expected::AWAY`] and its kind.
+    pub state: u64,
+    /// Its `struct link_map`.
+    pub link_map: RemoteAddr,
+    /// What is added to its file's addresses.
+    pub bias: u64,
+    /// Where memory near it begins that the hook has mapped, and how much it is.
+    pub near: [u64; 2],
+    /// Tells this time that it is loaded from others.
+    pub came: u64,
+}
+
+/// A patch that changes a library.
+#[derive(Clone, Debug, Default)]
+pub struct LibraryUse {
+    /// The patch's name.
+    pub patch: String,
+    /// The build-id that it wants.
+    pub build_id: Vec<u8>,
+    /// Its `struct klp_object`.
+    pub object: RemoteAddr,
+    /// The four callbacks, or 0.
+    pub callbacks: [u64; 4],
+    /// Its functions: which place, the new one, and where jumps to it lead.
+    pub funcs: Vec<(usize, RemoteAddr, RemoteAddr)>,
+    /// Whether it is applied.
+    pub applied: bool,
+}
+
+/// A function of a library.
+#[derive(Clone, Debug, Default)]
+pub struct LibraryPlace {
+    /// Its symbol.
+    pub name: String,
+    /// Its position among those of that name; 0 for the only one.
+    pub position: u32,
+    /// What the hook found.
+    pub site: Site,
+}
+
+/// A table while it is laid out: heads first, then arrays, then texts.
+struct Writer {
+    bytes: Vec<u8>,
+}
+
+impl Writer {
+    fn text(&mut self, text: &[u8]) -> Part {
+        let at = self.bytes.len() as u32;
+        self.bytes.extend(text);
+        self.bytes.push(0);
+        Part { at, count: text.len() as u32 }
+    }
+
+    fn array<T: Plain>(&mut self, entries: &[T]) -> Part {
+        self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
+        let at = self.bytes.len() as u32;
+        self.bytes.extend(entries.iter().flat_map(bytes_of));
+        Part { at, count: entries.len() as u32 }
+    }
+}
+
+/// The bytes of a table. `seen` are the addresses of the link maps that are listed now.
+///
+/// # Errors
+/// [`Error::Libraries`] where it is longer than there is room for.
+pub fn write(libraries: &[Library], seen: &[u64]) -> Result<Vec<u8>> {
+    let head_len = size_of::<Head>() + libraries.len() * size_of::<Object>();
+    let mut writer = Writer { bytes: vec![0; head_len] };
+    writer.bytes.resize(head_len.next_multiple_of(8), 0);
+    let part = Part { at: writer.bytes.len() as u32, count: (seen.len() + SEEN_MORE) as u32 };
+    writer.bytes.extend(seen.iter().flat_map(|map| map.to_le_bytes()));
+    writer.bytes.resize(writer.bytes.len() + SEEN_MORE * 8, 0);
+    let mut heads =
+        Vec::from(bytes_of(&Head { magic: TABLE_MAGIC, objects: libraries.len() as u64, seen: part }));
+    for library in libraries {
+        let name = writer.text(library.name.as_bytes());
+        let mut uses = Vec::new();
+        for one in &library.uses {
+            let funcs: Vec<_> = one
+                .funcs
+                .iter()
+                .map(|(place, new, landing)| Func { place: *place as u64, new: new.0, landing: landing.0 })
+                .collect();
+            uses.push(Use {
+                patch: writer.text(one.patch.as_bytes()),
+                build_id: writer.text(&one.build_id),
+                funcs: writer.array(&funcs),
+                object: one.object.0,
+                callbacks: one.callbacks,
+                applied: u64::from(one.applied),
+            });
+        }
+        let places: Vec<_> = library
+            .places
+            .iter()
+            .map(|place| Place {
+                name: writer.text(place.name.as_bytes()),
+                position: u64::from(place.position),
+                site: place.site,
+            })
+            .collect();
+        let object = Object {
+            name,
+            uses: writer.array(&uses),
+            places: writer.array(&places),
+            state: library.state,
+            link_map: library.link_map.0,
+            bias: library.bias,
+            near: library.near,
+            came: library.came,
+        };
+        heads.extend(bytes_of(&object));
+    }
+    writer.bytes[..head_len].copy_from_slice(&heads);
+    if writer.bytes.len() > TABLE_MAX {
+        return Err(Error::Libraries(format!(
+            "what patches name of libraries that can come takes {} bytes, and there is room for {TABLE_MAX}: unload a patch",
+            writer.bytes.len()
+        )));
+    }
+    Ok(writer.bytes)
+}
+
+/// What a table says. The target could write to it, so it may hold anything.
+///
+/// # Errors
+/// [`Error::Damaged`].
+pub fn read(bytes: &[u8]) -> Result<Vec<Library>> {
+    parse(bytes).ok_or_else(|| Error::Damaged("the table of libraries makes no sense".to_owned()))
+}
+
+/// The link maps that the hook has seen.
+///
+/// # Errors
+/// [`Error::Damaged`].
+pub fn read_seen(bytes: &[u8]) -> Result<Vec<u64>> {
+    let seen = || {
+        let head: Head = value_of(bytes)?;
+        let (at, len) = (head.seen.at as usize, (head.seen.count as usize).checked_mul(8)?);
+        let words = bytes.get(at..)?.get(..len)?.chunks_exact(8);
+        Some(words.filter_map(|word| word.try_into().ok().map(u64::from_le_bytes)).collect())
+    };
+    seen().ok_or_else(|| Error::Damaged("the table of libraries makes no sense".to_owned()))
+}
+
+fn parse(bytes: &[u8]) -> Option<Vec<Library>> {
+    fn entries<T: Plain>(bytes: &[u8], part: Part) -> Option<Vec<T>> {
+        let all = bytes.get(part.at as usize..)?;
+        let len = size_of::<T>();
+        let all = all.get(..(part.count as usize).checked_mul(len)?)?;
+        all.chunks_exact(len).map(value_of).collect()
+    }
+    let text = |part: Part| Some(bytes.get(part.at as usize..)?.get(..part.count as usize)?.to_vec());
+    let string = |part: Part| String::from_utf8(text(part)?).ok();
+    let head: Head = value_of(bytes)?;
+    if head.magic != TABLE_MAGIC {
+        return None;
+    }
+    let objects = Part { at: size_of::<Head>() as u32, count: u32::try_from(head.objects).ok()? };
+    let library = |object: Object| {
+        let use_of = |one: Use| {
+            let funcs = entries::<Func>(bytes, one.funcs)?;
+            Some(LibraryUse {
+                patch: string(one.patch)?,
+                build_id: text(one.build_id)?,
+                object: RemoteAddr(one.object),
+                callbacks: one.callbacks,
+                funcs: funcs
+                    .iter()
+                    .map(|f| (f.place as usize, RemoteAddr(f.new), RemoteAddr(f.landing)))
+                    .collect(),
+                applied: one.applied != 0,
+            })
+        };
+        let place_of = |place: Place| {
+            let position = u32::try_from(place.position).ok()?;
+            Some(LibraryPlace { name: string(place.name)?, position, site: place.site })
+        };
+        Some(Library {
+            name: string(object.name)?,
+            uses: entries::<Use>(bytes, object.uses)?.into_iter().map(use_of).collect::<Option<_>>()?,
+            places: entries::<Place>(bytes, object.places)?
+                .into_iter()
+                .map(place_of)
+                .collect::<Option<_>>()?,
+            state: object.state,
+            link_map: RemoteAddr(object.link_map),
+            bias: object.bias,
+            near: object.near,
+            came: object.came,
+        })
+    };
+    entries::<Object>(bytes, objects)?.into_iter().map(library).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let place = |name: &str| LibraryPlace { name: name.to_owned(), position: 2, site: Site::default() };
+        let library = Library {
+            name: "libx.so.1".to_owned(),
+            uses: vec![LibraryUse {
+                patch: "fix".to_owned(),
+                build_id: vec![1, 2, 3],
+                object: RemoteAddr(7),
+                callbacks: [1, 2, 3, 4],
+                funcs: vec![(1, RemoteAddr(8), RemoteAddr(9))],
+                applied: true,
+            }],
+            places: vec![place("f"), place("g")],
+            state: 1,
+            link_map: RemoteAddr(5),
+            bias: 6,
+            near: [10, 11],
+            came: 12,
+        };
+        let bytes = write(&[library.clone(), Library::default()], &[1, 2]).unwrap();
+        let again = read(&bytes).unwrap();
+        assert_eq!(format!("{:?}", again[0]), format!("{library:?}"));
+        assert_eq!(again.len(), 2);
+        for len in (0..bytes.len()).step_by(7) {
+            let _ = read(&bytes[..len]);
+        }
+        assert!(read(&bytes[..8]).is_err() && read(&[0; 64]).is_err());
+    }
+}

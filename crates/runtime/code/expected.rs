@@ -1,0 +1,134 @@
+//! What the tool tells the code in the loader of libraries that patches name, and what that code notes of them: layouts.
+//!
+//! A *table* lists the objects by name, for each the patches that change it (its *uses*, oldest patch first), for each of these
+//! the functions. The tool writes a table whole before it makes it the one that counts, by one store of its address. Only what
+//! is marked "noted" here is written after that, by the hook alone, whose thread holds the loader's lock. The tool reads
+//! that while no thread is in the hook, and takes it over into the next table.
+//!
+//! All offsets are bytes from the table's head.
+
+/// Says that what lies here is a table of this layout.
+pub const TABLE_MAGIC: u64 = 0x3130_7463_6570_7865;
+/// Room for one table.
+pub const TABLE_MAX: usize = 512 << 10;
+
+/// Libraries that can be seen besides those that are loaded when the table is written. What is more is not patched.
+pub const SEEN_MORE: usize = 1024;
+
+/// [`Object::state`]: not loaded.
+pub const AWAY: u64 = 0;
+/// Loaded, and changed by the uses that are [applied](Use::applied).
+pub const HERE: u64 = 1;
+/// Loaded, and left as it is.
+pub const LEFT: u64 = 2;
+
+/// The hook's own words.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Loader {
+    /// The table that counts, or 0. Written by the tool.
+    pub table: u64,
+    /// The loader's `struct r_debug`. Written by the tool.
+    pub debug: u64,
+    /// The C library's `_dl_signal_error`, or 0. Written by the tool.
+    pub signal_error: u64,
+    /// The thread that is in the hook, or 0.
+    pub owner: u64,
+    /// Whether that thread came to the hook again while it was in it.
+    pub again: u64,
+    /// Libraries that came or went, until now. Its upper bits tell of nothing, so it is never the same again.
+    pub changes: u64,
+}
+
+/// The head of a table.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Head {
+    /// [`TABLE_MAGIC`]
+    pub magic: u64,
+    /// Objects, which lie behind the head.
+    pub objects: u64,
+    /// Addresses of the `struct link_map`s of libraries that have been seen, or 0: all that are loaded, with room for more. Only
+    /// one that is not among them is new. Noted, too.
+    pub seen: Part,
+}
+
+/// A piece of the table: bytes of a text, or entries of an array.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Part {
+    /// Where it begins.
+    pub at: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// A library that patches name.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Object {
+    /// What they call it.
+    pub name: Part,
+    /// The patches that do: [`Use`].
+    pub uses: Part,
+    /// Its functions that they change: [`Place`].
+    pub places: Part,
+    /// Noted: [`AWAY`], [`HERE`] or [`LEFT`].
+    pub state: u64,
+    /// Noted: its `struct link_map`.
+    pub link_map: u64,
+    /// Noted: what is added to its file's addresses.
+    pub bias: u64,
+    /// Noted: memory near it that the hook has mapped, or 0, 0.
+    pub near: [u64; 2],
+    /// Noted: the value of [`Loader::changes`] when it came.
+    pub came: u64,
+}
+
+/// A patch that changes a library.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Use {
+    /// The patch's name.
+    pub patch: Part,
+    /// Its functions: [`Func`].
+    pub funcs: Part,
+    /// The build-id that the library must have, or none.
+    pub build_id: Part,
+    /// The `struct klp_object`, argument of the callbacks.
+    pub object: u64,
+    /// `pre_patch`, `post_patch`, `pre_unpatch`, `post_unpatch`, or 0.
+    pub callbacks: [u64; 4],
+    /// Noted: whether the patch has been applied.
+    pub applied: u64,
+}
+
+/// A patch's version of a function.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Func {
+    /// Which of the object's places.
+    pub place: u64,
+    /// The new function.
+    pub new: u64,
+    /// Noted: where a jump from the place leads to come there.
+    pub landing: u64,
+}
+
+/// A function of a library.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Place {
+    /// Its symbol.
+    pub name: Part,
+    /// Its position among those of that name; 0 where it is to be the only one.
+    pub position: u64,
+    /// Noted: where it is, and what a redirect overwrites.
+    pub site: crate::layout::Site,
+}
+
+const _: () = assert!(size_of::<Loader>() == 48);
+const _: () = assert!(size_of::<Head>() == 24);
+const _: () = assert!(size_of::<Object>() == 72);
+const _: () = assert!(size_of::<Use>() == 72);
+const _: () = assert!(size_of::<Func>() == 24);
