@@ -63,9 +63,8 @@ pub struct Libraries {
     /// The libraries of the table that are loaded, and others that the document has sites in: as far as the rest of the
     /// document knows of them.
     pub present: Vec<Present>,
-    /// The patches in effect for which the table was written; none where it is to be written again.
-    #[serde(default)]
-    pub fits: Vec<PatchId>,
+    /// The patches in effect for which the table was written; `None` where it is to be written again.
+    pub fits: Option<Vec<PatchId>>,
 }
 
 /// A library that is loaded.
@@ -158,7 +157,7 @@ impl Session {
             entry,
             debug: debug.address,
             present: Vec::new(),
-            fits: Vec::new(),
+            fits: None,
         });
         Ok(())
     }
@@ -212,7 +211,7 @@ impl Session {
     /// The same before a request, where something came or went, or the last run of the tool was cut short.
     pub(crate) fn take_up_libraries(&mut self, deadline: Instant) -> Result<()> {
         if let Some(libraries) = &self.document.libraries
-            && (libraries.fits != self.enabled()
+            && (libraries.fits.as_ref() != Some(&self.enabled())
                 || self.has_changed(libraries).unwrap_or(true)
                 || !self.is_hooked(libraries)?)
             && !self.settle_libraries(deadline)?
@@ -222,6 +221,23 @@ impl Session {
                  changed; try again when it has left"
                     .to_owned(),
             ));
+        }
+        Ok(())
+    }
+
+    /// Fails if a function of a library that can go still leads to the patch, which is to be unloaded: then a thread has kept it
+    /// from being led elsewhere until now.
+    pub(crate) fn check_not_led_to(&mut self, patch: PatchId) -> Result<()> {
+        let mappings = &self.document.image(patch)?.mappings;
+        for site in self.document.sites.iter().filter(|site| self.can_go(&site.func)) {
+            if let Some(Installed::Redirect(to)) = self.installed(site)?
+                && mappings.iter().any(|mapping| mapping.contains(&to))
+            {
+                return Err(crate::Error::Libraries(format!(
+                    "{} still leads to it, and a thread is in there; try again when it has left",
+                    site.func
+                )));
+            }
         }
         Ok(())
     }
@@ -255,7 +271,7 @@ impl Session {
         let applied = self.apply_late(stopped, &maps)?;
         self.publish(&objects)?;
         if let Some(libraries) = self.document.libraries.as_mut().filter(|_| !applied) {
-            libraries.fits.clear();
+            libraries.fits = None;
         }
         self.put_in(stopped, maps)?;
         Ok(applied)
@@ -598,7 +614,7 @@ impl Session {
         let fits = self.enabled();
         if let Some(libraries) = &mut self.document.libraries {
             libraries.present = present;
-            libraries.fits = fits;
+            libraries.fits = Some(fits);
         }
         Ok(())
     }

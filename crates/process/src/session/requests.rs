@@ -89,7 +89,9 @@ impl Session {
         self.require_patched()?;
         self.attempt(
             |session| {
+                let patch = session.document.state.patch_named(name).map(|patch| patch.id());
                 session.step(Event::Unload { patch: name.to_owned() })?;
+                patch.map_or(Ok(()), |patch| session.check_not_led_to(patch))?;
                 if matches!(session.document.state.due(), Due::Callback(_)) {
                     session.check_safe_point(Instant::now() + options.timeout)?;
                 }
