@@ -1,4 +1,5 @@
-//! The runtime's decoder, its judgement of entries and its thunks against those of the tool, on every function of big libraries.
+//! The runtime's decoder, its judgement of entries and its thunks against those of the tool, on the functions of big libraries: of
+//! each one in fifty, or in as many as the environment variable `UGRAFT_EVERY` says (1 takes some minutes).
 #![allow(unsafe_code)]
 
 use crate::layout::{Site, THUNK_MAX};
@@ -21,8 +22,11 @@ use ugraft_process::target::maps::Maps;
 use ugraft_process::target::memory::Memory;
 use ugraft_process::{Pid, RemoteAddr};
 
-/// One of so many functions is looked at where the code is not optimised.
-const SLICE: usize = if cfg!(debug_assertions) { 50 } else { 1 };
+/// One of so many functions is looked at.
+fn every() -> usize {
+    let said = std::env::var("UGRAFT_EVERY").ok().and_then(|every| every.parse().ok());
+    said.filter(|every| *every > 0).unwrap_or(50)
+}
 
 /// `struct link_map` of link.h.
 #[repr(C)]
@@ -59,7 +63,10 @@ fn load(name: &str) -> Option<Library> {
 impl Library {
     fn object(&self) -> Object {
         // SAFETY: the library is never closed.
-        unsafe { Object::of((*self.map).bias, (*self.map).name.cast(), (*self.map).dynamic).unwrap() }
+        let mut object =
+            unsafe { Object::of((*self.map).bias, (*self.map).name.cast(), (*self.map).dynamic).unwrap() };
+        object.read_headers().unwrap();
+        object
     }
 }
 
@@ -157,7 +164,7 @@ fn instructions_of_functions_are_decoded_as_the_tool_decodes_them() {
     let mut count = 0;
     for library in LIBRARIES.iter().filter_map(|name| load(name)) {
         let object = library.object();
-        for (start, size) in library.functions.iter().step_by(SLICE) {
+        for (start, size) in library.functions.iter().step_by(every()) {
             let Some(bytes) = object.bytes(*start, *size) else { continue };
             let mut decoder = Decoder::with_ip(64, bytes, *start, DecoderOptions::NONE);
             while decoder.can_decode() {
@@ -181,7 +188,7 @@ fn random_bytes_are_decoded_as_the_tool_decodes_them() {
         seed ^= seed << 17;
         seed
     };
-    let rounds = if cfg!(debug_assertions) { 200_000 } else { 20_000_000 };
+    let rounds = 10_000_000 / every();
     let (mut refused, mut accepted, mut different) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
         let mut bytes = [0u8; 16];
@@ -340,7 +347,7 @@ fn symbols_are_found_as_the_tool_finds_them() {
         let mut names: Vec<_> = all.symbols().unwrap().functions().map(|(name, _)| name).collect();
         names.sort();
         names.dedup();
-        for name in names.iter().step_by(4 * SLICE) {
+        for name in names.iter().step_by(4 * every()) {
             for position in 0..3 {
                 let theirs = all.function(name, position);
                 let ours = file.function(name.as_bytes(), position.into());
@@ -358,13 +365,13 @@ fn symbols_are_found_as_the_tool_finds_them() {
 
 #[test]
 fn entries_are_judged_as_the_tool_judges_them() {
-    let libraries = if cfg!(debug_assertions) { &LIBRARIES[..2] } else { LIBRARIES };
+    let libraries = if every() > 10 { &LIBRARIES[..2] } else { LIBRARIES };
     let (mut count, mut redirected, mut differences) = (0, 0, Vec::new());
     for library in libraries.iter().filter_map(|name| load(name)) {
         let object = library.object();
         let mut file = File::open(&object).unwrap();
         let mut branches = None;
-        for &(start, size) in library.functions.iter().step_by(SLICE) {
+        for &(start, size) in library.functions.iter().step_by(every()) {
             if object.bytes(start, size).is_none() {
                 continue;
             }

@@ -68,7 +68,8 @@ fn open(path: &Path) -> Open {
         let handle = libc::dlopen(name.as_ptr(), libc::RTLD_NOW);
         assert!(!handle.is_null());
         let map = handle.cast::<[usize; 3]>().read();
-        let object = Object::of(map[0] as u64, map[1] as *const u8, map[2] as u64).unwrap();
+        let mut object = Object::of(map[0] as u64, map[1] as *const u8, map[2] as u64).unwrap();
+        object.read_headers().unwrap();
         Open { handle, object }
     }
 }

@@ -443,7 +443,7 @@ fn floating_point(opcode: u8, modrm: u8) -> bool {
         0xdb => reg != 7 && !matches!(modrm, 0xe5..=0xe7),
         0xdd => reg < 6,
         0xde => reg != 3 || modrm == 0xd9,
-        0xdf => reg != 7 && (reg != 4 || modrm <= 0xe2),
+        0xdf => reg != 7 && (reg != 4 || modrm == 0xe0),
         _ => true,
     }
 }
@@ -501,7 +501,14 @@ fn two_bytes(r: &mut Reader<'_>, i: &mut Instruction, p: &Prefixes) -> Option<()
         0xa6 | 0xa7 => mode == 3,
         0x13 | 0x17 | 0x2b | 0xc3 | 0xe7 | 0xb2 | 0xb4 | 0xb5 => mode != 3,
         0x50 | 0xc5 | 0xd7 | 0xf7 => mode == 3,
-        0x20 | 0x22 => matches!(reg, 0 | 2..=4) || p.rex & 4 != 0,
+        0x20 | 0x22 => {
+            if p.rex & 4 != 0 {
+                reg == 0
+            } else {
+                matches!(reg, 0 | 2..=4)
+            }
+        }
+        0x21 | 0x23 => p.rex & 4 == 0,
         _ => true,
     };
     let lockable = match opcode {
@@ -519,8 +526,8 @@ fn two_bytes(r: &mut Reader<'_>, i: &mut Instruction, p: &Prefixes) -> Option<()
         0x0b | 0xb9 | 0xff => Flow::Stop,
         0x05 | 0x34 => Flow::System,
         0x07 | 0x35 | 0xaa => Flow::Return,
-        0x01 if matches!(byte, 0xc1..=0xc3 | 0xd9) => Flow::System,
-        0x01 if matches!(byte, 0xcc..=0xcf) && p.selects() == 1 => Flow::System,
+        0x01 if matches!(byte, 0xc1..=0xc3 | 0xd8 | 0xd9) => Flow::System,
+        0x01 if matches!(byte, 0xcc | 0xcd | 0xcf) && p.selects() == 1 => Flow::System,
         0x01 if matches!((byte, p.selects()), (0xca, 2 | 3) | (0xec, 2) | (0xde, _)) => Flow::Return,
         _ => Flow::Next,
     };

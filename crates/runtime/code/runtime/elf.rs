@@ -74,6 +74,7 @@ pub struct Object {
     bias: u64,
     name: *const u8,
     dynamic: Dynamic,
+    dynamic_at: u64,
     header: [u8; HEADER_LEN],
     headers: [u8; SEGMENTS_LEN],
     /// How many program headers there are; 0 where they could not be read.
@@ -109,10 +110,11 @@ unsafe fn c_string<'s>(at: *const u8) -> &'s [u8] {
 }
 
 impl Object {
-    /// The object of a `struct link_map`: its `l_addr`, `l_name` and `l_ld`.
+    /// The object of a `struct link_map`: its `l_addr`, `l_name` and `l_ld`. It has a name only until its headers
+    /// [are read](Self::read_headers); so far no system call is made.
     ///
     /// # Errors
-    /// [`Refusal::NoHeader`] where it has no dynamic section. One whose headers cannot be found has a name only.
+    /// [`Refusal::NoHeader`] where it has no dynamic section.
     ///
     /// # Safety
     /// They must be of an object that the loader has mapped, and stay mapped as long as the result is used.
@@ -124,14 +126,14 @@ impl Object {
             bias,
             name,
             dynamic: Dynamic::default(),
+            dynamic_at: 0,
             header: [0; HEADER_LEN],
             headers: [0; SEGMENTS_LEN],
             count: 0,
         };
         // SAFETY: the loader has read this section up to its end before it listed the object.
         unsafe { object.read_dynamic(dynamic) };
-        // A wrong count leaves the object without headers.
-        let _ = object.read_headers(dynamic);
+        object.dynamic_at = dynamic;
         Ok(object)
     }
 
@@ -165,7 +167,12 @@ impl Object {
     }
 
     /// Reads the headers, which lie at the bias if the first segment has link address 0, as it has in all but prelinked libraries.
-    fn read_headers(&mut self, dynamic: u64) -> Result<(), Errno> {
+    /// Where that fails it stays without, and cannot be patched.
+    ///
+    /// # Errors
+    /// Where the process's memory cannot be read.
+    pub fn read_headers(&mut self) -> Result<(), Errno> {
+        let dynamic = self.dynamic_at;
         // Not by a pointer: nothing says yet that anything is mapped there.
         // SAFETY: a literal that ends with a zero.
         let memory = unsafe { syscall::open(c"/proc/thread-self/mem".as_ptr().cast(), O_RDONLY) }?;

@@ -50,6 +50,10 @@ const POST_UNPATCH: usize = 3;
 const ERROR: u32 = 3;
 const WARNING: u32 = 4;
 const NOTICE: u32 = 5;
+/// Set in the owner's number where it must make no system calls of ours.
+const GUARDED: u64 = 1 << 63;
+/// The kernel's number for what is not permitted.
+const EPERM: i32 = 1;
 /// The kernel's number for what does not fit (`EINVAL`), and for no memory.
 const EINVAL: i32 = 22;
 
@@ -104,7 +108,9 @@ pub extern "C" fn hook() {
     unsafe {
         let owner = AtomicU64::from_ptr(&raw mut (*loader).owner);
         let again = AtomicU64::from_ptr(&raw mut (*loader).again);
-        let me = syscall::gettid();
+        // The tool leads nobody here in a process under seccomp. A filter that was set since may kill for a call: then none is
+        // made but those that every dlopen makes.
+        let me = if syscall::is_filtered() { syscall::thread_pointer() | GUARDED } else { syscall::gettid() };
         if owner.load(Ordering::Relaxed) == me {
             // From a callback or a signal handler: the outer one notes what there is then.
             again.store(1, Ordering::Relaxed);
@@ -309,8 +315,12 @@ unsafe fn came(loader: *mut Loader, table: Table, map: *const LinkMap) -> Option
             if library.is_none() {
                 library = Library::of((*map).bias, (*map).name, (*map).dynamic).ok();
             }
-            let Some(library) = &library else { return None };
+            let Some(library) = &mut library else { return None };
             if library.is_named(table.text((*object).name)) {
+                if !is_guarded(loader) {
+                    // Without headers no function of it is found, which is said where one is looked for.
+                    let _ = library.read_headers();
+                }
                 return welcome(loader, table, object, map, library);
             }
         }
@@ -344,7 +354,7 @@ unsafe fn welcome(
         for i in 0..uses.count {
             let one: *mut Use = table.entry(uses, i);
             let build_id = table.text((*one).build_id);
-            if !build_id.is_empty() && library.build_id() != Some(build_id) {
+            if !is_guarded(loader) && !build_id.is_empty() && library.build_id() != Some(build_id) {
                 log(
                     table,
                     object,
@@ -354,7 +364,8 @@ unsafe fn welcome(
                 );
                 continue;
             }
-            let Err(unfit) = work.apply(one) else { continue };
+            let applied = if is_guarded(loader) { Err(guarded(table, object, one)) } else { work.apply(one) };
+            let Err(unfit) = applied else { continue };
             log(
                 table,
                 object,
@@ -378,6 +389,39 @@ unsafe fn welcome(
             if (0..uses.count).any(|i| (*table.entry::<Use>(uses, i)).applied != 0) { HERE } else { LEFT };
     }
     None
+}
+
+/// Whether the hook's thread is under a seccomp filter.
+unsafe fn is_guarded(loader: *mut Loader) -> bool {
+    // SAFETY: this thread's own word.
+    unsafe { (*loader).owner & GUARDED != 0 }
+}
+
+/// Says that nothing is done for a patch under such a filter.
+unsafe fn guarded(table: Table, object: *mut Object, one: *mut Use) -> Unfit {
+    // SAFETY: as for `came`.
+    unsafe {
+        log(
+            table,
+            object,
+            one,
+            WARNING,
+            &[
+                b"failed to initialize patch ",
+                PATCH,
+                b" for module ",
+                OBJECT,
+                b" (-",
+                number(EPERM).as_bytes(),
+                b")",
+            ],
+        );
+        let mut why = Line::new();
+        why.add(b"patch '");
+        why.add(table.text((*one).patch));
+        why.add(b"' cannot be applied to it: a seccomp filter that could kill the process for what that takes was set since, or /proc is not there to tell; load the library before");
+        Unfit { errno: EPERM, why }
+    }
 }
 
 /// What is at hand while a library is patched.
