@@ -154,8 +154,10 @@ impl Campaign<'_> {
     /// A child that is started anew while the server is patched carries the patch, and what is taken off is taken off it, too.
     fn inherit(&mut self) -> Result<()> {
         self.tool.all(&["load", "first.o"], self.server)?;
+        // The new one may be there before anybody looks.
+        let known = self.server.processes();
         if let Some(old) = self.server.renewed_child() {
-            let new = self.newborn(old)?;
+            let new = self.newborn(old, &known)?;
             ensure!(
                 !proc::ugraft_maps(new)?.is_empty(),
                 "process {new} does not carry the patch of its parent"
@@ -170,10 +172,9 @@ impl Campaign<'_> {
         Ok(())
     }
 
-    /// The child that came in the place of the old one.
-    fn newborn(&mut self, old: Pid) -> Result<Pid> {
+    /// The child that came in the place of the old one, besides those known.
+    fn newborn(&mut self, old: Pid, known: &[Pid]) -> Result<Pid> {
         let end = Instant::now() + deadline();
-        let known = self.server.processes();
         loop {
             let now = self.server.processes();
             if let Some(new) = now.iter().find(|pid| !known.contains(pid) && **pid != old) {
