@@ -19,6 +19,9 @@ const NEEDED: &[(&str, &str)] = &[
     ("memcached", "memcached"),
     ("memcslap", "libmemcached-tools"),
     ("/usr/sbin/nginx", "nginx-light"),
+    ("/usr/lib/nginx/modules/ngx_http_echo_module.so", "libnginx-mod-http-echo"),
+    ("curl", "curl"),
+    ("pgrep", "procps"),
     ("wrk", "wrk"),
     // Each version has a directory of its own.
     ("/usr/lib/postgresql/*/bin/initdb", "postgresql"),
