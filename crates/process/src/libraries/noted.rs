@@ -1,0 +1,156 @@
+//! Taking over what the hook has noted in its table.
+
+use super::table::{self, Library, LibraryPlace};
+use super::{Libraries, Present};
+use crate::code::entry::Entry;
+use crate::objects::Objects;
+use crate::session::Session;
+use crate::state::document::Site;
+use crate::target::maps::Maps;
+use crate::{RemoteAddr, Result};
+use std::mem::offset_of;
+use ugraft_core::{Due, Event, FuncId};
+use ugraft_runtime::expected::{AWAY, HERE, Loader, TABLE_MAX};
+
+impl Session {
+    pub(super) fn has_changed(&self, libraries: &Libraries) -> Result<bool> {
+        let memory = self.target.memory();
+        let at = RemoteAddr(memory.read_u64(libraries.word(offset_of!(Loader, table)))?);
+        let Some(now) = self.table_at(libraries, at)? else { return Ok(true) };
+        let listed = self.listed_libraries(libraries.debug)?.unwrap_or_default();
+        let is_there = |present: &Present| {
+            present.index.is_some() || listed.get(&present.link_map.0) == Some(&present.bias)
+        };
+        if !libraries.present.iter().all(is_there) {
+            return Ok(true);
+        }
+        let known = |library: &Library| {
+            let present = libraries.present.iter().find(|present| present.name == library.name);
+            match present {
+                Some(present) => is_same(present, library),
+                None => library.state == AWAY,
+            }
+        };
+        Ok(!now.iter().all(known))
+    }
+
+    pub(super) fn table_at(&self, libraries: &Libraries, at: RemoteAddr) -> Result<Option<Vec<Library>>> {
+        if !libraries.mapping.contains(&at) {
+            return Ok(None);
+        }
+        table::read(&self.target.memory().read_vec(at, table_len(libraries, at))?).map(Some)
+    }
+
+    /// Takes over what the hook has noted.
+    pub(super) fn merge(&mut self, objects: &Objects<'_>, maps: &Maps) -> Result<()> {
+        let Some(libraries) = self.document.libraries.clone() else { return Ok(()) };
+        let at = self.target.memory().read_u64(libraries.word(offset_of!(Loader, table)))?;
+        let Some(now) = self.table_at(&libraries, RemoteAddr(at))? else { return Ok(()) };
+        let mut present = libraries.present.clone();
+        let listed = self.listed_libraries(libraries.debug)?.unwrap_or_default();
+        for known in &libraries.present {
+            if known.index.is_none() && listed.get(&known.link_map.0) != Some(&known.bias) {
+                present.retain(|present| present.name != known.name);
+                self.forget_library(&known.name)?;
+            }
+        }
+        for (index, library) in now.iter().enumerate() {
+            let known = present.iter().position(|known| known.name == library.name);
+            if known.is_some_and(|known| is_same(&present[known], library)) {
+                continue;
+            }
+            if let Some(known) = known {
+                present.remove(known);
+                self.forget_library(&library.name)?;
+            }
+            if library.state == AWAY {
+                continue;
+            }
+            if library.state == HERE {
+                self.learn(library, objects, maps)?;
+            }
+            present.push(Present {
+                name: library.name.clone(),
+                index: Some(index),
+                link_map: library.link_map,
+                bias: library.bias,
+                near: library.near,
+                came: library.came,
+            });
+        }
+        if let Some(libraries) = &mut self.document.libraries {
+            libraries.present = present;
+        }
+        Ok(())
+    }
+
+    /// A library is gone.
+    pub(super) fn forget_library(&mut self, name: &str) -> Result<()> {
+        if self.document.state.is_loaded(Some(name)) {
+            self.step_done(Event::ObjectGoing { object: name.to_owned() })?;
+        }
+        self.document.sites.retain(|site| site.func.object.as_deref() != Some(name));
+        for new in self.document.images.iter_mut().flat_map(|image| &mut image.funcs) {
+            if new.func.object.as_deref() == Some(name) {
+                new.landing = new.addr;
+            }
+        }
+        self.gone.remove(name);
+        Ok(())
+    }
+
+    /// The hook has patched a library.
+    pub(super) fn learn(&mut self, library: &Library, objects: &Objects<'_>, maps: &Maps) -> Result<()> {
+        let func_of = |place: &LibraryPlace| FuncId {
+            object: Some(library.name.clone()),
+            name: place.name.clone(),
+            sympos: place.position.max(1),
+        };
+        for place in library.places.iter().filter(|place| place.site.start != 0) {
+            let func = func_of(place);
+            let Some(entry) = Entry::from_site(&place.site) else {
+                return Err(crate::Error::Damaged(format!("the hook's note of {func} makes no sense")));
+            };
+            let (start, size) = (RemoteAddr(place.site.start), place.site.size);
+            let found = objects.function(Some(&library.name), &place.name, place.position);
+            let code = match found.ok().filter(|function| function.address == start) {
+                Some(function) => function.ranges(),
+                None => vec![start..start.offset(size as i64)],
+            };
+            let file = maps.find(start).map_or(((0, 0), 0), |mapping| (mapping.dev, mapping.inode));
+            self.document.sites.retain(|site| site.func != func);
+            self.document.sites.push(Site { func, entry, code, file });
+        }
+        for (place, new, landing) in library.uses.iter().flat_map(|one| &one.funcs) {
+            let Some(func) = library.places.get(*place).map(func_of) else { continue };
+            let funcs = self.document.images.iter_mut().flat_map(|image| &mut image.funcs);
+            for known in funcs.filter(|known| known.func == func && known.addr == *new && landing.0 != 0) {
+                known.landing = *landing;
+            }
+        }
+        if !self.document.state.is_loaded(Some(&library.name)) {
+            self.step_done(Event::ObjectComing { object: library.name.clone(), misfits: Vec::new() })?;
+        }
+        Ok(())
+    }
+
+    /// A step over what has happened already, its callbacks and messages included.
+    pub(super) fn step_done(&mut self, event: Event) -> Result<()> {
+        let messages = self.count_messages();
+        self.step(event)?;
+        while let Due::Callback(_) = self.document.state.due() {
+            self.step(Event::CallbackReturned { value: 0 })?;
+        }
+        self.drop_messages_from(messages);
+        Ok(())
+    }
+}
+
+/// How much can be read of a table at `at`.
+pub(super) fn table_len(libraries: &Libraries, at: RemoteAddr) -> usize {
+    (TABLE_MAX as u64).min(libraries.mapping.end.0 - at.0) as usize
+}
+
+fn is_same(present: &Present, library: &Library) -> bool {
+    library.state != AWAY && present.link_map == library.link_map && present.came == library.came
+}

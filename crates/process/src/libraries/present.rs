@@ -1,0 +1,160 @@
+//! Which libraries are there at a stop, and whether anything may be written to them.
+
+use super::{Present, loaded};
+use crate::code::entry::Installed;
+use crate::objects::Objects;
+use crate::session::Session;
+use crate::state::document::Site;
+use crate::{RemoteAddr, Result, Tid};
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem::{offset_of, size_of};
+use ugraft_core::{FuncId, Patch, PatchObject};
+use ugraft_runtime::expected::{self, AWAY, Loader};
+
+/// Most link maps and namespaces that are read at a stop.
+const MAX_LISTED: usize = 16384;
+const MAX_NAMESPACES: usize = 64;
+
+impl Session {
+    /// Remembers which libraries it is that the document has sites in, so that it is noticed when they go.
+    pub(crate) fn know_libraries(&mut self, objects: &Objects<'_>) {
+        let Some(libraries) = &mut self.document.libraries else { return };
+        let permanent = objects.permanent();
+        for name in self.document.sites.iter().filter_map(|site| site.func.object.as_ref()) {
+            let known = libraries.present.iter().any(|present| present.name == *name);
+            let Some(object) = loaded(objects, name).filter(|o| !known && !permanent.contains(&o.id().0))
+            else {
+                continue;
+            };
+            if let Some(link_map) = object.link_map() {
+                let (name, bias) = (name.clone(), object.bias());
+                libraries.present.push(Present { name, index: None, link_map, bias, near: [0; 2], came: 0 });
+            }
+        }
+    }
+
+    /// Forgets libraries that the list does not have any more.
+    pub(crate) fn forget_libraries(&mut self, objects: &Objects<'_>) -> Result<()> {
+        let patches = self.document.state.patches().iter();
+        let names = patches.flat_map(Patch::objects).filter_map(PatchObject::name).map(str::to_owned);
+        // Of those in its table the hook alone knows: the list that was read may have been cut short by a change.
+        let libraries = self.document.libraries.iter().flat_map(|libraries| &libraries.present);
+        let tracked: BTreeSet<_> =
+            libraries.filter(|present| present.index.is_some()).map(|present| present.name.clone()).collect();
+        for name in names.filter(|name| !tracked.contains(name)).collect::<BTreeSet<_>>() {
+            if self.document.state.is_loaded(Some(&name)) && loaded(objects, &name).is_none() {
+                self.forget_library(&name)?;
+                if let Some(libraries) = &mut self.document.libraries {
+                    libraries.present.retain(|present| present.name != name);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The number of a thread that keeps the loader's list from being whole, if there is one. Also finds which libraries have
+    /// gone since the document was written.
+    pub(crate) fn in_loader(&mut self) -> Result<Option<Tid>> {
+        let Some(libraries) = self.document.libraries.clone() else { return Ok(None) };
+        let memory = self.target.memory();
+        let owner = memory.read_u64(libraries.word(offset_of!(Loader, owner)))?;
+        let owner = Tid(owner as i32);
+        if owner.0 != 0 && self.target.threads()?.contains(&owner) {
+            return Ok(Some(owner));
+        }
+        let Some(listed) = self.listed_libraries(libraries.debug)? else {
+            return Ok(Some(Tid(self.target.pid().0)));
+        };
+        let at = memory.read_u64(libraries.word(offset_of!(Loader, table)))?;
+        let mut gone = BTreeSet::new();
+        for present in &libraries.present {
+            let mut there = listed.get(&present.link_map.0) == Some(&present.bias);
+            if let Some(index) = present.index {
+                let object = size_of::<expected::Head>() + index * size_of::<expected::Object>();
+                let word = |offset: usize| memory.read_u64(RemoteAddr(at).offset((object + offset) as i64));
+                there = there
+                    && at != 0
+                    && word(offset_of!(expected::Object, state))? != AWAY
+                    && word(offset_of!(expected::Object, link_map))? == present.link_map.0
+                    && word(offset_of!(expected::Object, came))? == present.came;
+            }
+            if !there {
+                gone.insert(present.name.clone());
+            }
+        }
+        // The hook says nothing of libraries that no patch in effect names: such a one may have gone and come again, of another file.
+        for present in libraries.present.iter().filter(|present| present.index.is_none()) {
+            let ours = |site: &&Site| site.func.object.as_ref() == Some(&present.name);
+            for site in self.document.sites.iter().filter(ours) {
+                let installed = site.entry.installed(|addr, buf| memory.read(addr, buf));
+                if !matches!(installed, Ok(Installed::Original | Installed::Redirect(_))) {
+                    gone.insert(present.name.clone());
+                }
+            }
+        }
+        self.gone = gone;
+        Ok(None)
+    }
+
+    /// The link maps of all namespaces and what is added to their addresses; `None` while the list is being changed.
+    pub(super) fn listed_libraries(&self, debug: RemoteAddr) -> Result<Option<BTreeMap<u64, u64>>> {
+        let memory = self.target.memory();
+        let word = |bytes: &[u8], at: usize| {
+            bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+        };
+        let mut listed = BTreeMap::new();
+        let mut space = debug;
+        for _ in 0..MAX_NAMESPACES {
+            // struct r_debug: int version, r_map, r_brk, enum state, r_ldbase, (version 2) r_next.
+            let head = memory.read_vec(space, 40)?;
+            if word(&head, 24) as u32 != 0 {
+                return Ok(None);
+            }
+            let mut map = word(&head, 8);
+            while map != 0 && listed.len() < MAX_LISTED {
+                // struct link_map: l_addr, l_name, l_ld, l_next.
+                let bytes = memory.read_vec(RemoteAddr(map), 32)?;
+                if listed.insert(map, word(&bytes, 0)).is_some() {
+                    break;
+                }
+                map = word(&bytes, 24);
+            }
+            if (word(&head, 0) as u32) < 2 {
+                break;
+            }
+            match memory.read_u64(space.offset(40))? {
+                0 => break,
+                next => space = RemoteAddr(next),
+            }
+        }
+        Ok(Some(listed))
+    }
+
+    /// Whether the library of a site is not there any more, as of the last stop.
+    pub(crate) fn is_gone(&self, func: &FuncId) -> bool {
+        func.object.as_ref().is_some_and(|object| self.gone.contains(object))
+    }
+
+    /// Whether a site is of a library that can go at any time.
+    pub(crate) fn can_go(&self, func: &FuncId) -> bool {
+        let present = self.document.libraries.iter().flat_map(|libraries| &libraries.present);
+        func.object.is_some()
+            && present.map(|present| Some(&present.name)).any(|name| name == func.object.as_ref())
+    }
+
+    /// What the entry of a site holds; `None` where its library is gone.
+    pub(crate) fn installed(&self, site: &Site) -> Result<Option<Installed>> {
+        if self.is_gone(&site.func) {
+            return Ok(None);
+        }
+        match site.entry.installed(|addr, buf| self.target.memory().read(addr, buf)) {
+            // It may have gone just now; whoever writes there knows.
+            Err(crate::Error::Memory { .. })
+                if self.document.libraries.is_some() && site.func.object.is_some() =>
+            {
+                Ok(None)
+            }
+            installed => installed.map(Some),
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! Patching a library that has come, or refusing it.
+#![allow(clippy::result_large_err, reason = "there is no allocator, and a refusal is the end of a dlopen")]
+
+use super::callbacks::{COMING, POST_PATCH, POST_UNPATCH, PRE_PATCH, call};
+use super::going::{give_back, release};
+use super::is_guarded;
+use super::list::LinkMap;
+use super::message::{ERROR, Line, NOTICE, OBJECT, PATCH, WARNING, log, number};
+use super::table::Table;
+use crate::expected::{AWAY, Func, HERE, LEFT, Loader, Object, Place, Use};
+use crate::layout::Site;
+use crate::runtime::elf::Object as Library;
+use crate::runtime::log::append;
+use crate::runtime::redirect::{Near, Text as Code};
+use crate::runtime::refusal::Refusal;
+use crate::runtime::symbols::File;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// The kernel's number for what is not permitted.
+const EPERM: i32 = 1;
+/// The kernel's number for what does not fit (`EINVAL`), and for no memory.
+const EINVAL: i32 = 22;
+
+/// A library that is not to be loaded, and why.
+pub struct Refused {
+    pub name: *const u8,
+    pub why: Line,
+}
+
+/// Why a patch cannot be applied.
+struct Unfit {
+    errno: i32,
+    why: Line,
+}
+
+/// Patches a library that is new, if it is one that is expected.
+pub unsafe fn came(loader: *mut Loader, table: Table, map: *const LinkMap) -> Option<Refused> {
+    // SAFETY: the maps are the loader's, and what they tell of is mapped.
+    unsafe {
+        let objects = table.objects();
+        let mut library = None;
+        for i in 0..objects.count {
+            let object: *mut Object = table.entry(objects, i);
+            if (*object).state != AWAY {
+                if (*object).link_map == map as u64 {
+                    // Known under this name; no other can mean it.
+                    return None;
+                }
+                continue;
+            }
+            if library.is_none() {
+                library = Library::of((*map).bias, (*map).name, (*map).dynamic).ok();
+            }
+            let Some(library) = &mut library else { return None };
+            if library.is_named(table.text((*object).name)) {
+                if !is_guarded(loader) {
+                    // Without headers no function of it is found, which is said where one is looked for.
+                    let _ = library.read_headers();
+                }
+                return welcome(loader, table, object, map, library);
+            }
+        }
+    }
+    None
+}
+
+unsafe fn welcome(
+    loader: *mut Loader,
+    table: Table,
+    object: *mut Object,
+    map: *const LinkMap,
+    library: &Library,
+) -> Option<Refused> {
+    // SAFETY: as for `came`.
+    unsafe {
+        let changes = (*loader).changes.wrapping_add(1);
+        AtomicU64::from_ptr(&raw mut (*loader).changes).store(changes, Ordering::Relaxed);
+        (*object).link_map = map as u64;
+        (*object).bias = (*map).bias;
+        (*object).came = changes;
+        (*object).near = [0; 2];
+        for i in 0..(*object).places.count {
+            (*table.entry::<Place>((*object).places, i)).site = Site::default();
+        }
+        let mut work = Work { table, object, library, file: None, near: None, cells: 0 };
+        let uses = (*object).uses;
+        for i in 0..uses.count {
+            (*table.entry::<Use>(uses, i)).applied = 0;
+        }
+        for i in 0..uses.count {
+            let one: *mut Use = table.entry(uses, i);
+            let build_id = table.text((*one).build_id);
+            if !is_guarded(loader) && !build_id.is_empty() && library.build_id() != Some(build_id) {
+                log(
+                    table,
+                    object,
+                    one,
+                    WARNING,
+                    &[b"patch ", PATCH, b" is for another build of module ", OBJECT],
+                );
+                continue;
+            }
+            let applied = if is_guarded(loader) { Err(guarded(table, object, one)) } else { work.apply(one) };
+            let Err(unfit) = applied else { continue };
+            log(
+                table,
+                object,
+                one,
+                WARNING,
+                &[b"patch ", PATCH, b" failed for module ", OBJECT, b", refusing to load module ", OBJECT],
+            );
+            if (*loader).signal_error == 0 {
+                // It cannot be kept out: it stays as it is for the patches from this one on.
+                break;
+            }
+            for j in 0..i {
+                release(table, object, table.entry(uses, j), COMING);
+            }
+            give_back(object);
+            (*object).state = AWAY;
+            let name = if (*map).name.is_null() { library.name() } else { (*map).name };
+            return Some(Refused { name, why: unfit.why });
+        }
+        (*object).state =
+            if (0..uses.count).any(|i| (*table.entry::<Use>(uses, i)).applied != 0) { HERE } else { LEFT };
+    }
+    None
+}
+
+/// Says that nothing is done for a patch under such a filter.
+unsafe fn guarded(table: Table, object: *mut Object, one: *mut Use) -> Unfit {
+    // SAFETY: as for `came`.
+    unsafe {
+        log(
+            table,
+            object,
+            one,
+            WARNING,
+            &[
+                b"failed to initialize patch ",
+                PATCH,
+                b" for module ",
+                OBJECT,
+                b" (-",
+                number(EPERM).as_bytes(),
+                b")",
+            ],
+        );
+        let mut why = Line::new();
+        why.add(b"patch '");
+        why.add(table.text((*one).patch));
+        why.add(b"' cannot be applied to it: a seccomp filter that could kill the process for what that takes was set since, or /proc is not there to tell; load the library before");
+        Unfit { errno: EPERM, why }
+    }
+}
+
+/// What is at hand while a library is patched.
+struct Work<'l> {
+    table: Table,
+    object: *mut Object,
+    library: &'l Library,
+    file: Option<File<'l>>,
+    near: Option<Near>,
+    /// Cells of the near memory that are in use.
+    cells: usize,
+}
+
+impl Work<'_> {
+    /// Applies a patch to the library.
+    unsafe fn apply(&mut self, one: *mut Use) -> Result<(), Unfit> {
+        let (table, object) = (self.table, self.object);
+        // SAFETY: the table is the tool's, and the library is mapped.
+        unsafe {
+            if let Err(unfit) = self.initialize(one) {
+                log(
+                    table,
+                    object,
+                    one,
+                    WARNING,
+                    &[
+                        b"failed to initialize patch ",
+                        PATCH,
+                        b" for module ",
+                        OBJECT,
+                        b" (-",
+                        number(unfit.errno).as_bytes(),
+                        b")",
+                    ],
+                );
+                return Err(unfit);
+            }
+            log(table, object, one, NOTICE, &[b"applying patch ", PATCH, b" to loading module ", OBJECT]);
+            let value = call(table, object, one, PRE_PATCH, COMING);
+            if value != 0 {
+                log(table, object, one, WARNING, &[b"pre-patch callback failed for object ", OBJECT]);
+                let mut why = Line::new();
+                why.add(b"the pre_patch callback of patch '");
+                why.add(table.text((*one).patch));
+                why.add(b"' refused with ");
+                if value < 0 {
+                    why.add(b"-");
+                }
+                why.add_number(u64::from(value.unsigned_abs()), 10);
+                return Err(Unfit { errno: value.wrapping_neg(), why });
+            }
+            (*one).applied = 1;
+            if let Err(unfit) = self.redirect(one) {
+                log(
+                    table,
+                    object,
+                    one,
+                    WARNING,
+                    &[
+                        b"failed to apply patch ",
+                        PATCH,
+                        b" to module ",
+                        OBJECT,
+                        b" (-",
+                        number(unfit.errno).as_bytes(),
+                        b")",
+                    ],
+                );
+                (*one).applied = 0;
+                call(table, object, one, POST_UNPATCH, COMING);
+                return Err(unfit);
+            }
+            call(table, object, one, POST_PATCH, COMING);
+        }
+        Ok(())
+    }
+
+    /// Finds the patch's functions in the library.
+    unsafe fn initialize(&mut self, one: *mut Use) -> Result<(), Unfit> {
+        let (table, object) = (self.table, self.object);
+        // SAFETY: as for `apply`.
+        unsafe {
+            for i in 0..(*one).funcs.count {
+                let func: *mut Func = table.entry((*one).funcs, i);
+                (*func).landing = 0;
+                let place: *mut Place = table.entry((*object).places, (*func).place as u32);
+                if (*place).site.start != 0 {
+                    continue;
+                }
+                let name = table.text((*place).name);
+                let refused = |refusal: Refusal| {
+                    let mut why = Line::new();
+                    why.add(b"patch '");
+                    why.add(table.text((*one).patch));
+                    why.add(b"' cannot change its function '");
+                    why.add(name);
+                    why.add(b"': ");
+                    refusal.write(&mut why);
+                    let mut line = Line::new();
+                    line.add(b"livepatch: ");
+                    line.add(why.as_bytes());
+                    append(ERROR, line.as_bytes());
+                    Unfit { errno: EINVAL, why }
+                };
+                if self.file.is_none() {
+                    self.file = Some(File::open(self.library).map_err(refused)?);
+                }
+                let Some(file) = &mut self.file else { continue };
+                let found = file.function(name, (*place).position).map_err(refused)?;
+                let places: *const Place = table.entry((*object).places, 0);
+                let places = core::slice::from_raw_parts(places, (*object).places.count as usize);
+                let taken = places.iter().map(|place| &place.site).filter(|site| site.start != 0);
+                let site = Site::analyze(self.library, file, &found, taken).map_err(refused)?;
+                (*place).site = site;
+            }
+        }
+        Ok(())
+    }
+
+    /// Leads the library's functions to the patch's.
+    unsafe fn redirect(&mut self, one: *mut Use) -> Result<(), Unfit> {
+        let (table, object) = (self.table, self.object);
+        // SAFETY: as for `apply`.
+        if unsafe { (*one).funcs.count } == 0 {
+            return Ok(());
+        }
+        // SAFETY: as for `apply`; nobody runs the library's code before the hook returns.
+        unsafe {
+            let refused = |refusal: Refusal| {
+                let mut why = Line::new();
+                why.add(b"patch '");
+                why.add(table.text((*one).patch));
+                why.add(b"' cannot be applied to it: ");
+                refusal.write(&mut why);
+                Unfit { errno: refusal.errno(), why }
+            };
+            let code = Code::open().map_err(refused)?;
+            for i in 0..(*one).funcs.count {
+                let func: *mut Func = table.entry((*one).funcs, i);
+                let site = &(*table.entry::<Place>((*object).places, (*func).place as u32)).site;
+                let mut landing = (*func).new;
+                if !site.reaches(landing) {
+                    if self.near.is_none() {
+                        let near = Near::map(self.library, self.all_funcs(), &code).map_err(refused)?;
+                        (*object).near = [near.start, near.len];
+                        self.near = Some(near);
+                    }
+                    let Some(near) = &self.near else { continue };
+                    let cell = near.cell(self.cells);
+                    self.cells = self.cells.wrapping_add(1);
+                    landing = code.trampoline(cell, landing).map_err(refused)?;
+                }
+                code.lead(site, landing).map_err(refused)?;
+                (*func).landing = landing;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many functions the patches have for the library, together.
+    unsafe fn all_funcs(&self) -> usize {
+        // SAFETY: as for `apply`.
+        unsafe {
+            let uses = (*self.object).uses;
+            (0..uses.count).map(|i| (*self.table.entry::<Use>(uses, i)).funcs.count as usize).sum()
+        }
+    }
+}

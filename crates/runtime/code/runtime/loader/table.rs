@@ -1,0 +1,25 @@
+//! The table that the tool has written, read in its place.
+
+use crate::expected::{Head, Part};
+
+/// A table, by its address.
+#[derive(Clone, Copy)]
+pub struct Table(pub *mut u8);
+
+impl Table {
+    pub unsafe fn entry<T>(self, part: Part, index: u32) -> *mut T {
+        // SAFETY: the tool writes offsets of what the table holds.
+        unsafe { self.0.add(part.at as usize).cast::<T>().add(index as usize) }
+    }
+
+    pub unsafe fn text<'t>(self, part: Part) -> &'t [u8] {
+        // SAFETY: as above.
+        unsafe { core::slice::from_raw_parts(self.0.add(part.at as usize), part.count as usize) }
+    }
+
+    pub unsafe fn objects(self) -> Part {
+        // SAFETY: as above.
+        let count = unsafe { (*self.0.cast::<Head>()).objects };
+        Part { at: size_of::<Head>() as u32, count: count as u32 }
+    }
+}
