@@ -9,6 +9,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("c++", "g++"),
     ("clang", "clang"),
     ("ld", "binutils"),
+    ("ld.lld", "lld"),
     ("gdb", "gdb"),
     ("strace", "strace"),
     ("musl-gcc", "musl-tools"),
