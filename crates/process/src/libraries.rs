@@ -1,8 +1,8 @@
 //! Libraries that come and go while patches are in effect.
 //!
 //! While a loaded patch names a library that can come or go, the loader's function for debuggers (`r_debug.r_brk`) leads to the
-//! hook of the runtime, which patches such libraries before their constructors run and lets go of them when they are gone, with no tool
-//! around. This is the tool's part: it puts the hook in and takes it off, gives it its [table], and takes over what the hook
+//! hook of the runtime, which patches such libraries before their constructors run and lets go of them when their destructors
+//! have run, with no tool around. This is the tool's part: it puts the hook in and takes it off, gives it its [table], and takes over what the hook
 //! has done meanwhile.
 //!
 //! Invariants:
@@ -11,9 +11,12 @@
 //!   write goes to libraries that are there; those that went since the document was written are known (`Session::is_gone`).
 //! - A table is whole before its address is stored, and the one that it follows stays until the next one.
 //! - What the hook did becomes part of the document by the same steps of the semantics as if it had happened now.
+//! - What is written to a library's dynamic section is found by what the runtime notes of it, which is written before, and is as it was
+//!   before the runtime goes.
 //! - Memory that the hook maps near a library is its own; it begins with a head that tells what it is, so what is left of it
 //!   after the hook is found.
 
+mod finalizers;
 mod hook;
 mod noted;
 mod present;

@@ -235,6 +235,7 @@ impl Prover {
             });
         }
         let hit = scan.hits.iter().filter(|h| !is_of_resolver(watch, h.value)).find(|h| match h.place {
+            _ if is_pointer(watch, h.value) => true,
             // Seen by the first frame already.
             Place::Pc => false,
             // Any frame may keep its return address in a register that its callees preserve.
@@ -250,6 +251,9 @@ impl Prover {
                 at_last(format!("more than {MAX_HITS} words point into functions"))
             }
             (None, _) => return None,
+            (Some(hit), _) if is_pointer(watch, hit.value) => {
+                at_last("it may be about to be called".to_owned())
+            }
             (Some(_), End::Unreliable(doubt)) => at_last(doubt.to_string()),
             (Some(Hit { place: Place::Stack(at), .. }), _) => Reason::Suspended(*at),
             (Some(_), _) => at_last("a register points into the function".to_owned()),
@@ -286,6 +290,10 @@ fn frame_in<'w>(memory: &Memory, watch: &'w Watch, frame: &Frame) -> Option<&'w 
 
 fn is_of_resolver(watch: &Watch, word: u64) -> bool {
     watch.word(word).is_some_and(|range| range.part == Part::Resolver)
+}
+
+fn is_pointer(watch: &Watch, word: u64) -> bool {
+    watch.word(word).is_some_and(|range| range.part == Part::Pointer)
 }
 
 /// Whether the loader, in code at `range`, is still about to find what is called: what it has called is the loader's own. A

@@ -8,7 +8,7 @@
 //! All offsets are bytes from the table's head.
 
 /// Says that what lies here is a table of this layout.
-pub const TABLE_MAGIC: u64 = 0x3130_7463_6570_7865;
+pub const TABLE_MAGIC: u64 = 0x3230_7463_6570_7865;
 /// Room for one table.
 pub const TABLE_MAX: usize = 512 << 10;
 
@@ -40,6 +40,48 @@ pub struct Loader {
     pub changes: u64,
 }
 
+/// The callback that the hook is running.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Running {
+    /// Where the thread block of the thread lies that runs it; 0 while none runs.
+    pub thread: u64,
+    /// The address of the library's [`Object`] in the table.
+    pub object: u64,
+    /// The address of the patch's [`Use`].
+    pub one: u64,
+    /// Its place in [`Use::callbacks`].
+    pub callback: u64,
+    /// When it began, in nanoseconds since 1970-01-01 UTC, or 0.
+    pub since: u64,
+}
+
+/// A library whose finalizer, the function of its DT_FINI, leads to the runtime. Written by the hook, and by the tool while no thread is in
+/// the hook, before the word in the library is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Finalizer {
+    /// The library's `struct link_map`. What is not listed by the loader with this bias any more may be taken for another.
+    pub link_map: u64,
+    /// What is added to its file's addresses.
+    pub bias: u64,
+    /// The address of the word, in its dynamic section, that says where its finalizer is.
+    pub word: u64,
+    /// What is there by itself: the finalizer's address, less the bias.
+    pub original: u64,
+    /// The thread that has called it, by its thread block; 0: none has.
+    pub thread: u64,
+    /// Where on its stack the return address of that call lay.
+    pub frame: u64,
+    /// Which of all such calls that was.
+    pub order: u64,
+}
+
+/// Libraries that have a [`Finalizer`] at one time. Of the end of others the hook hears when they are gone.
+pub const FINALIZERS_MAX: usize = 256;
+/// Bytes of the code that the word of one leads to, and that says which of them it is.
+pub const FINALIZER_CODE_LEN: u64 = 16;
+
 /// The head of a table.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,6 +93,8 @@ pub struct Head {
     /// Addresses of the `struct link_map`s of libraries that have been seen, or 0: all that are loaded, with room for more. Only
     /// one that is not among them is new. Noted, too.
     pub seen: Part,
+    /// The patches in effect, oldest first: addresses of their `struct klp_patch`.
+    pub patches: Part,
 }
 
 /// A piece of the table: bytes of a text, or entries of an array.
@@ -99,6 +143,8 @@ pub struct Use {
     pub object: u64,
     /// `pre_patch`, `post_patch`, `pre_unpatch`, `post_unpatch`, or 0.
     pub callbacks: [u64; 4],
+    /// How many of the [patches](Head::patches) are older.
+    pub below: u64,
     /// Noted: whether the patch has been applied.
     pub applied: u64,
 }
@@ -128,7 +174,8 @@ pub struct Place {
 }
 
 const _: () = assert!(size_of::<Loader>() == 48);
-const _: () = assert!(size_of::<Head>() == 24);
+const _: () = assert!(size_of::<Running>() == 40 && size_of::<Finalizer>() == 56);
+const _: () = assert!(size_of::<Head>() == 32);
 const _: () = assert!(size_of::<Object>() == 72);
-const _: () = assert!(size_of::<Use>() == 72);
+const _: () = assert!(size_of::<Use>() == 80);
 const _: () = assert!(size_of::<Func>() == 24);

@@ -51,3 +51,9 @@ pub const UNWINDER_FUNCTIONS: [(&str, &str); 2] =
 pub const LOADER: &str = "ugraft_loader";
 /// The hook.
 pub const LOADER_HOOK: &str = "ugraft_loader_hook";
+/// What it notes of libraries whose [finalizers](expected::Finalizer) lead to it.
+pub const FINALIZERS: &str = "ugraft_finalizers";
+/// The code that they lead to: [`expected::FINALIZER_CODE_LEN`] bytes for each.
+pub const FINALIZER_CODE: &str = "ugraft_finalizer_code";
+/// The callback that the hook is [running](expected::Running).
+pub const RUNNING: &str = "ugraft_running";

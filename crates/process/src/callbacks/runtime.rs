@@ -36,9 +36,24 @@ pub struct Runtime {
     /// Its unwind tables.
     #[serde(default)]
     pub tables: Option<Tables>,
-    /// The words of its hook for the dynamic loader, and the hook; `None` in what earlier versions linked.
+    /// Its hook for the dynamic loader; `None` in what earlier versions linked.
     #[serde(default)]
-    pub loader: Option<(RemoteAddr, RemoteAddr)>,
+    pub hook: Option<Hook>,
+}
+
+/// The runtime's hook for the dynamic loader.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// The function.
+    pub function: RemoteAddr,
+    /// Its words.
+    pub words: RemoteAddr,
+    /// The callback that it runs.
+    pub running: RemoteAddr,
+    /// What it notes of libraries' finalizers.
+    pub finalizers: RemoteAddr,
+    /// Where these lead.
+    pub finalizer_code: RemoteAddr,
 }
 
 /// Whether a patch calls the runtime.
@@ -91,17 +106,23 @@ fn describe(linked: &LinkedImage, mapping: Range<RemoteAddr>) -> Result<Runtime>
         found.map(|symbol| symbol.addr).ok_or_else(|| missing(name))
     };
     let functions = linked.symbols.iter().filter(|symbol| is_function(&symbol.name));
-    let hook = linked.symbols.iter().find(|symbol| symbol.name == ugraft_runtime::LOADER_HOOK);
+    let function = |name: &str| {
+        let found = linked.symbols.iter().find(|symbol| symbol.name == name);
+        found.map(|symbol| symbol.addr).ok_or_else(|| missing(name))
+    };
     Ok(Runtime {
         mapping,
         functions: functions.map(|symbol| (symbol.name.clone(), symbol.addr)).collect(),
         log: variable(ugraft_runtime::LOG)?,
         patches: variable(ugraft_runtime::PATCHES)?,
         tables: Tables::of(linked),
-        loader: match hook {
-            Some(hook) => Some((variable(ugraft_runtime::LOADER)?, hook.addr)),
-            None => None,
-        },
+        hook: Some(Hook {
+            function: function(ugraft_runtime::LOADER_HOOK)?,
+            words: variable(ugraft_runtime::LOADER)?,
+            running: variable(ugraft_runtime::RUNNING)?,
+            finalizers: variable(ugraft_runtime::FINALIZERS)?,
+            finalizer_code: function(ugraft_runtime::FINALIZER_CODE)?,
+        }),
     })
 }
 
@@ -121,7 +142,8 @@ fn clock_gettime(objects: &Objects<'_>) -> RemoteAddr {
 /// Tells the runtime which patches' states count while a callback of `current` runs: those enabled below it.
 pub(crate) fn tell_patches(memory: &Memory, document: &Document, current: PatchId) -> Result<()> {
     let Some(runtime) = &document.runtime else { return Ok(()) };
-    let enabled = document.state.patches().iter().filter(|p| p.life() == Life::Enabled && p.id() != current);
+    let below = document.state.patches().iter().take_while(|patch| patch.id() != current);
+    let enabled = below.filter(|patch| patch.life() == Life::Enabled);
     let mut addresses: Vec<u64> =
         enabled.filter_map(|patch| Some(document.image(patch.id()).ok()?.structure.0)).collect();
     // The newest count.

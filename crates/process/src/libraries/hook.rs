@@ -57,7 +57,7 @@ impl Session {
             Some(runtime) => runtime,
             None => runtime::plan(objects, batch)?,
         };
-        let Some((words, hook)) = runtime.loader.filter(|(_, hook)| entry.reaches(*hook)) else {
+        let Some(hook) = runtime.hook.clone().filter(|hook| entry.reaches(hook.function)) else {
             self.notes.push(
                 "libraries that are loaded from now on will not be patched: the runtime in the target is of an earlier \
                  version, or out of the loader's reach; unload all patches first"
@@ -77,13 +77,13 @@ impl Session {
             (offset_of!(Loader, debug), debug.address.0),
             (offset_of!(Loader, signal_error), signal_error(objects)),
         ] {
-            batch.writes.push((words.offset(offset as i64), value.to_le_bytes().to_vec()));
+            batch.writes.push((hook.words.offset(offset as i64), value.to_le_bytes().to_vec()));
         }
         self.document.runtime = Some(runtime);
         self.document.libraries = Some(Libraries {
             mapping,
-            words,
-            hook,
+            words: hook.words,
+            hook: hook.function,
             entry,
             debug: debug.address,
             present: Vec::new(),
@@ -148,9 +148,14 @@ impl Session {
         Ok(())
     }
 
-    /// Takes the hook off. Who is on its way into it finds no table.
-    pub(super) fn take_off(&mut self) -> Result<()> {
-        let Some(libraries) = self.document.libraries.take() else { return Ok(()) };
+    /// Takes the hook off. Who is on its way into it finds no table. False where a thread may be about to call a library's finalizer in
+    /// the runtime.
+    pub(super) fn take_off(&mut self, stopped: &StoppedProcess, maps: Maps) -> Result<bool> {
+        self.lead_finalizers(&[])?;
+        if !self.nobody_calls_finalizers(stopped, maps)? {
+            return Ok(false);
+        }
+        let Some(libraries) = self.document.libraries.take() else { return Ok(true) };
         let memory = self.target.memory();
         let installed = libraries.entry.installed(|addr, buf| memory.read(addr, buf))?;
         if installed == Installed::Redirect(libraries.hook) {
@@ -164,7 +169,7 @@ impl Session {
         self.gone.clear();
         self.was_entered = true;
         self.forget_what_is_gone();
-        Ok(())
+        Ok(true)
     }
 }
 

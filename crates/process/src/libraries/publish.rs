@@ -26,7 +26,8 @@ impl Session {
             seen.retain(|map| known.contains(map));
         }
         let (list, present) = self.expected(objects, &libraries, changes, &seen)?;
-        let bytes = table::write(&list, &seen)?;
+        let patches = self.enabled().into_iter().map(|id| Ok(self.document.image(id)?.structure));
+        let bytes = table::write(&list, &seen, &patches.collect::<Result<Vec<_>>>()?)?;
         let first = libraries.mapping.start;
         let at = match RemoteAddr(memory.read_u64(table_word)?) == first {
             true => first.offset(TABLE_MAX as i64),
@@ -34,6 +35,9 @@ impl Session {
         };
         memory.write(at, &bytes)?;
         memory.write(table_word, &at.0.to_le_bytes())?;
+        let patched = list.iter().filter(|library| library.state == HERE && !library.uses.is_empty());
+        let patched: Vec<_> = patched.map(|library| (library.link_map, library.bias)).collect();
+        self.lead_finalizers(&patched)?;
         let fits = self.enabled();
         if let Some(libraries) = &mut self.document.libraries {
             libraries.present = present;
@@ -58,7 +62,8 @@ impl Session {
     ) -> Result<(Vec<Library>, Vec<Present>)> {
         let permanent = objects.permanent();
         let mut list: Vec<Library> = Vec::new();
-        for patch in self.document.state.patches().iter().filter(|patch| patch.life() == Life::Enabled) {
+        let enabled = self.document.state.patches().iter().filter(|patch| patch.life() == Life::Enabled);
+        for (below, patch) in enabled.enumerate() {
             let image = self.document.image(patch.id())?;
             for (i, described) in patch.desc().objects.iter().enumerate() {
                 let Some(name) = described.name.as_deref() else { continue };
@@ -73,6 +78,7 @@ impl Session {
                 let mut one = LibraryUse {
                     patch: patch.name().to_owned(),
                     build_id: described.build_id.clone().unwrap_or_default(),
+                    below,
                     applied: patch.objects().get(i).is_some_and(PatchObject::is_patched),
                     ..LibraryUse::default()
                 };

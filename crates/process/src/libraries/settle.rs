@@ -34,7 +34,8 @@ impl Session {
             }
             if Instant::now() + PAUSE >= deadline {
                 self.notes.push(
-                    "a library that came meanwhile is in use, and not changed yet; the next command tries again".to_owned(),
+                    "a library that came or goes meanwhile is in use, and not changed yet; the next command tries again"
+                        .to_owned(),
                 );
                 return Ok(false);
             }
@@ -99,8 +100,7 @@ impl Session {
         let (maps, objects) = objects_of(&target)?;
         self.merge(&objects, &maps)?;
         if !self.is_hook_needed(&objects) {
-            self.take_off()?;
-            return Ok(true);
+            return self.take_off(stopped, maps);
         }
         let applied = self.apply_late(stopped, &maps)?;
         self.publish(&objects)?;

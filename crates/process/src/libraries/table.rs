@@ -25,7 +25,7 @@ unsafe impl Plain for Func {}
 unsafe impl Plain for Place {}
 
 const _: () = assert!(size_of::<Object>() == 3 * 8 + 6 * 8);
-const _: () = assert!(size_of::<Use>() == 3 * 8 + 6 * 8);
+const _: () = assert!(size_of::<Use>() == 3 * 8 + 7 * 8);
 const _: () = assert!(size_of::<Place>() == 8 + 8 + size_of::<Site>());
 const _: () = assert!(offset_of!(Place, site) == 16 && size_of::<Site>().is_multiple_of(8));
 
@@ -74,6 +74,8 @@ pub struct LibraryUse {
     pub callbacks: [u64; 4],
     /// Its functions: which place, the new one, and where jumps to it lead.
     pub funcs: Vec<(usize, RemoteAddr, RemoteAddr)>,
+    /// How many of the patches in effect are older.
+    pub below: usize,
     /// Whether it is applied.
     pub applied: bool,
 }
@@ -110,19 +112,24 @@ impl Writer {
     }
 }
 
-/// The bytes of a table. `seen` are the addresses of the link maps that are listed now.
+/// The bytes of a table. `seen` are the addresses of the link maps that are listed now, `patches` those of the patches in effect, oldest
+/// first.
 ///
 /// # Errors
 /// [`Error::Libraries`] where it is longer than there is room for.
-pub fn write(libraries: &[Library], seen: &[u64]) -> Result<Vec<u8>> {
+pub fn write(libraries: &[Library], seen: &[u64], patches: &[RemoteAddr]) -> Result<Vec<u8>> {
     let head_len = size_of::<Head>() + libraries.len() * size_of::<Object>();
     let mut writer = Writer { bytes: vec![0; head_len] };
     writer.bytes.resize(head_len.next_multiple_of(8), 0);
-    let part = Part { at: writer.bytes.len() as u32, count: (seen.len() + SEEN_MORE) as u32 };
-    writer.bytes.extend(seen.iter().flat_map(|map| map.to_le_bytes()));
-    writer.bytes.resize(writer.bytes.len() + SEEN_MORE * 8, 0);
-    let mut heads =
-        Vec::from(bytes_of(&Head { magic: TABLE_MAGIC, objects: libraries.len() as u64, seen: part }));
+    let mut words = |words: &[u64]| {
+        let at = writer.bytes.len() as u32;
+        writer.bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+        Part { at, count: words.len() as u32 }
+    };
+    let patches = words(&patches.iter().map(|patch| patch.0).collect::<Vec<_>>());
+    let seen = words(&[seen, &[0; SEEN_MORE]].concat());
+    let head = Head { magic: TABLE_MAGIC, objects: libraries.len() as u64, seen, patches };
+    let mut heads = Vec::from(bytes_of(&head));
     for library in libraries {
         let name = writer.text(library.name.as_bytes());
         let mut uses = Vec::new();
@@ -138,6 +145,7 @@ pub fn write(libraries: &[Library], seen: &[u64]) -> Result<Vec<u8>> {
                 funcs: writer.array(&funcs),
                 object: one.object.0,
                 callbacks: one.callbacks,
+                below: one.below as u64,
                 applied: u64::from(one.applied),
             });
         }
@@ -220,6 +228,7 @@ fn parse(bytes: &[u8]) -> Option<Vec<Library>> {
                     .iter()
                     .map(|f| (f.place as usize, RemoteAddr(f.new), RemoteAddr(f.landing)))
                     .collect(),
+                below: one.below as usize,
                 applied: one.applied != 0,
             })
         };
@@ -259,6 +268,7 @@ mod tests {
                 object: RemoteAddr(7),
                 callbacks: [1, 2, 3, 4],
                 funcs: vec![(1, RemoteAddr(8), RemoteAddr(9))],
+                below: 1,
                 applied: true,
             }],
             places: vec![place("f"), place("g")],
@@ -268,7 +278,7 @@ mod tests {
             near: [10, 11],
             came: 12,
         };
-        let bytes = write(&[library.clone(), Library::default()], &[1, 2]).unwrap();
+        let bytes = write(&[library.clone(), Library::default()], &[1, 2], &[RemoteAddr(3)]).unwrap();
         let again = read(&bytes).unwrap();
         assert_eq!(format!("{:?}", again[0]), format!("{library:?}"));
         assert_eq!(again.len(), 2);

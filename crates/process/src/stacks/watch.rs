@@ -27,6 +27,8 @@ pub enum Part {
     /// The loader's code that binds a call at its first use: who is in it may be on the way from one watched function to
     /// another. It counts where an activation of it is found, but what cannot be decided about it does not.
     Resolver,
+    /// The address of code that a thread may have read and be about to call: each word that is in the range counts, wherever it is.
+    Pointer,
 }
 
 impl Part {
@@ -37,7 +39,7 @@ impl Part {
 
     /// Whether a return address one past the last byte counts.
     fn counts_end(self) -> bool {
-        !matches!(self, Part::EntryBytes | Part::Resolver)
+        !matches!(self, Part::EntryBytes | Part::Resolver | Part::Pointer)
     }
 
     /// How messages name it.
@@ -51,6 +53,7 @@ impl Part {
             Part::EntryBytes => "entry bytes",
             Part::Image => "patch image",
             Part::Resolver => "loader",
+            Part::Pointer => "pointer",
         }
     }
 }

@@ -12,6 +12,7 @@
 
 mod callbacks;
 mod coming;
+mod finalizers;
 mod going;
 mod list;
 mod message;
@@ -20,12 +21,14 @@ mod table;
 
 use super::log::Shared;
 use super::syscall;
-use crate::expected::{AWAY, Head, Loader, Object, TABLE_MAGIC};
+use crate::expected::{AWAY, Head, Loader, Object};
+pub use callbacks::older_patches;
 use coming::{Refused, came};
+use core::arch::global_asm;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
-use going::went;
-use list::{Debug, each, is_consistent, is_listed};
+use going::{go, went};
+use list::{Debug, Doing, doing, each, is_listed};
 use seen::Seen;
 use table::Table;
 
@@ -36,9 +39,21 @@ pub static LOADER: Shared<Loader> =
 /// Set in the owner's number where it must make no system calls of ours.
 const GUARDED: u64 = 1 << 63;
 
-/// Called by the loader in place of its own function.
-#[cfg_attr(not(test), unsafe(export_name = "ugraft_loader_hook"))]
-pub extern "C" fn hook() {
+// Called by the loader in place of its own function, which takes no arguments: the hook is told where its return address lies.
+global_asm!(
+    ".globl ugraft_loader_hook",
+    ".type ugraft_loader_hook, @function",
+    "ugraft_loader_hook:",
+    ".cfi_startproc",
+    "mov rdi, rsp",
+    "jmp {hook}",
+    ".cfi_endproc",
+    ".size ugraft_loader_hook, . - ugraft_loader_hook",
+    hook = sym hook,
+);
+
+/// The hook; `frame` is where the return address of the loader's call lies.
+extern "C" fn hook(frame: u64) {
     let loader = LOADER.0.get();
     // SAFETY: the tool writes the words before it leads anybody here; the others are this thread's while it owns them.
     unsafe {
@@ -55,10 +70,10 @@ pub extern "C" fn hook() {
         // Another owner is the parent's thread of a fork: the loader's lock keeps out those that there are.
         owner.store(me, Ordering::SeqCst);
         again.store(0, Ordering::Relaxed);
-        let refused = look(loader, true);
+        let refused = look(loader, frame, true);
         while refused.is_none() && again.swap(0, Ordering::Relaxed) != 0 {
             // What a callback or a handler has loaded is initialized by now, and in use.
-            let _ = look(loader, false);
+            let _ = look(loader, frame, false);
         }
         // Pairs with the tool's look: what was noted before it.
         owner.store(0, Ordering::SeqCst);
@@ -72,15 +87,20 @@ pub extern "C" fn hook() {
     }
 }
 
-/// Looks at the list of libraries, if it is whole; patches those that are new, if they are `welcome`.
-unsafe fn look(loader: *mut Loader, welcome: bool) -> Option<Refused> {
+/// Looks at the list of libraries. If it is whole, forgets those that are gone, and patches those that are new, if they are `welcome`. If
+/// some are about to be removed, lets go of them.
+unsafe fn look(loader: *mut Loader, frame: u64, welcome: bool) -> Option<Refused> {
     // SAFETY: `struct r_debug` and the maps are the loader's, which does not change them while this thread is here.
     unsafe {
-        let at = AtomicU64::from_ptr(&raw mut (*loader).table).load(Ordering::Acquire);
         let debug = (*loader).debug as *const Debug;
-        let table = Table(at as usize as *mut u8);
-        if at == 0 || (*table.0.cast::<Head>()).magic != TABLE_MAGIC || !is_consistent(debug) {
-            return None;
+        let table = Table::that_counts()?;
+        match doing(debug) {
+            Doing::Nothing => {}
+            Doing::Removing => {
+                go(table, frame);
+                return None;
+            }
+            Doing::Adding => return None,
         }
         let objects = table.objects();
         for i in 0..objects.count {

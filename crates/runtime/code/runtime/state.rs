@@ -1,5 +1,6 @@
 //! States: what patches say of the system states that they have changed, as the kernel's `klp_get_state`.
 
+use super::loader;
 use super::log::Shared;
 use crate::layout::{PATCHES_MAX, Patches};
 use core::cell::UnsafeCell;
@@ -51,11 +52,12 @@ pub extern "C" fn klp_get_prev_state(id: u64) -> *mut State {
     let patches = PATCHES.0.get();
     // SAFETY: the tool writes addresses of patches that are loaded, and not more than there is room for.
     unsafe {
-        let mut index = (*patches).count.min(PATCHES_MAX as u64) as usize;
-        let first = (&raw const (*patches).patches).cast::<u64>();
-        while index > 0 {
-            index -= 1;
-            let state = klp_get_state(*first.add(index) as usize as *const Patch, id);
+        let patches = loader::older_patches().unwrap_or_else(|| {
+            let count = (*patches).count.min(PATCHES_MAX as u64) as usize;
+            core::slice::from_raw_parts((&raw const (*patches).patches).cast(), count)
+        });
+        for patch in patches.iter().rev() {
+            let state = klp_get_state(*patch as usize as *const Patch, id);
             if !state.is_null() {
                 return state;
             }

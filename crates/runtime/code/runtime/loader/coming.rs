@@ -2,9 +2,10 @@
 #![allow(clippy::result_large_err, reason = "there is no allocator, and a refusal is the end of a dlopen")]
 
 use super::callbacks::{COMING, POST_PATCH, POST_UNPATCH, PRE_PATCH, call};
+use super::finalizers;
 use super::going::{give_back, release};
 use super::is_guarded;
-use super::list::LinkMap;
+use super::list::{Debug, LinkMap};
 use super::message::{ERROR, Line, NOTICE, OBJECT, PATCH, WARNING, log, number};
 use super::table::Table;
 use crate::expected::{AWAY, Func, HERE, LEFT, Loader, Object, Place, Use};
@@ -121,8 +122,12 @@ unsafe fn welcome(
             let name = if (*map).name.is_null() { library.name() } else { (*map).name };
             return Some(Refused { name, why: unfit.why });
         }
-        (*object).state =
-            if (0..uses.count).any(|i| (*table.entry::<Use>(uses, i)).applied != 0) { HERE } else { LEFT };
+        if !(0..uses.count).any(|i| (*table.entry::<Use>(uses, i)).applied != 0) {
+            (*object).state = LEFT;
+            return None;
+        }
+        (*object).state = HERE;
+        finalizers::lead((*loader).debug as *const Debug, map as u64, (*map).bias, (*map).dynamic);
     }
     None
 }

@@ -1,21 +1,56 @@
 //! Letting go of a library.
 
 use super::callbacks::{GOING, POST_UNPATCH, PRE_UNPATCH, call};
+use super::finalizers;
 use super::message::{NOTICE, OBJECT, PATCH, log};
 use super::table::Table;
-use crate::expected::{AWAY, Loader, Object, Use};
+use crate::expected::{AWAY, HERE, LEFT, Loader, Object, Use};
 use crate::runtime::syscall;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// Lets go of a library that is gone.
+/// Lets go of the libraries that the loader is about to remove, in the order in which it has run their destructors. `frame` is where the
+/// return address of its call of the hook lies.
+pub unsafe fn go(table: Table, frame: u64) {
+    // SAFETY: the table is the tool's, and the libraries are mapped.
+    unsafe {
+        let objects = table.objects();
+        loop {
+            let mut first: Option<(u64, *mut Object)> = None;
+            for i in 0..objects.count {
+                let object: *mut Object = table.entry(objects, i);
+                let called = || finalizers::called_within((*object).link_map, (*object).bias, frame);
+                if (*object).state == HERE
+                    && let Some(order) = called()
+                    && first.is_none_or(|(other, _)| order < other)
+                {
+                    first = Some((order, object));
+                }
+            }
+            let Some((_, object)) = first else { return };
+            release_all(table, object);
+            // Its code leads to the patches until it is gone.
+            (*object).state = LEFT;
+        }
+    }
+}
+
+/// Lets go of a library for all patches.
+unsafe fn release_all(table: Table, object: *mut Object) {
+    // SAFETY: as for `go`.
+    unsafe {
+        for i in 0..(*object).uses.count {
+            release(table, object, table.entry((*object).uses, i), GOING);
+        }
+    }
+}
+
+/// Forgets a library that is gone, and lets go of it where that was not to be foreseen.
 pub unsafe fn went(loader: *mut Loader, table: Table, object: *mut Object) {
     // SAFETY: the table is the tool's.
     unsafe {
         let changes = (*loader).changes.wrapping_add(1);
         AtomicU64::from_ptr(&raw mut (*loader).changes).store(changes, Ordering::Relaxed);
-        for i in 0..(*object).uses.count {
-            release(table, object, table.entry((*object).uses, i), GOING);
-        }
+        release_all(table, object);
         give_back(object);
         (*object).state = AWAY;
         (*object).link_map = 0;

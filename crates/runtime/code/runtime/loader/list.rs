@@ -4,6 +4,8 @@ use crate::expected::Object;
 
 /// `r_debug.r_state`: the list is whole.
 const CONSISTENT: u32 = 0;
+/// Libraries are about to be removed from it.
+const DELETE: u32 = 2;
 /// Most namespaces and libraries that are looked at: a list that is longer is broken.
 const NAMESPACES: usize = 64;
 const LIBRARIES: usize = 16384;
@@ -55,15 +57,28 @@ pub unsafe fn each(mut debug: *const Debug, mut visit: impl FnMut(*const LinkMap
     }
 }
 
-pub unsafe fn is_consistent(mut debug: *const Debug) -> bool {
+/// What the loader is doing with its lists.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Doing {
+    /// Nothing: all are whole.
+    Nothing,
+    /// It is about to remove libraries from one, and has run their destructors.
+    Removing,
+    /// It is adding libraries to one.
+    Adding,
+}
+
+pub unsafe fn doing(mut debug: *const Debug) -> Doing {
     // SAFETY: as for `look`.
     unsafe {
         for _ in 0..NAMESPACES {
             if debug.is_null() {
                 break;
             }
-            if (*debug).state != CONSISTENT {
-                return false;
+            match (*debug).state {
+                CONSISTENT => {}
+                DELETE => return Doing::Removing,
+                _ => return Doing::Adding,
             }
             if (*debug).version < 2 {
                 break;
@@ -71,7 +86,7 @@ pub unsafe fn is_consistent(mut debug: *const Debug) -> bool {
             debug = (*debug).next;
         }
     }
-    true
+    Doing::Nothing
 }
 
 pub unsafe fn is_listed(debug: *const Debug, object: &Object) -> bool {
