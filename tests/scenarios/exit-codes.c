@@ -133,7 +133,7 @@ This is no object file.
 //@ until grep -q ugraft:transition /proc/$target/maps
 //@ until ugraft status --pid $target --quiet; test $? = 5
 //@ $ ugraft disable fix --pid $target
-//! ugraft: another ugraft is at work on process $target; try again when it has finished
+//! ugraft: another ugraft (pid $job) is at work on process $target; try again when it has finished
 //= 75
 //@ at target signal KILL
 //@ at target wait

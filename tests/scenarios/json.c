@@ -45,6 +45,7 @@ KLP_VERSION("2");
 //>     "mapped_bytes": [..],
 //>     "patches": [],
 //>     "pid": $target,
+//>     "tool": null,
 //>     "tool_at_work": false,
 //>     "transition": null,
 //>     "written_by": ""

@@ -169,6 +169,7 @@ KLP_LICENSE("MIT");
 //>       }
 //>     ],
 //>     "pid": $target,
+//>     "tool": null,
 //>     "tool_at_work": false,
 //>     "transition": null,
 //>     "written_by": "ugraft [..]"

@@ -79,7 +79,7 @@ KLP_PATCH(patch);
 //>  patch  version  state          objects       functions
 //>  fix             being enabled  (executable)  f
 //>                                               linger
-//> another ugraft is at work on it
+//> another ugraft (pid $job) is at work on it
 //> patch 'fix' is in transition (patching) for [..]: 1 of 2 threads have not switched
 //> `ugraft wait fix` carries it on, as any command does; `ugraft reverse` turns it round, `ugraft force` completes it unproved
 //= 5
@@ -126,6 +126,10 @@ KLP_PATCH(patch);
 //>       }
 //>     ],
 //>     "pid": $target,
+//>     "tool": {
+//>       "pid": $job,
+//>       "stopped": false
+//>     },
 //>     "tool_at_work": true,
 //>     "transition": {
 //>       "begun": true,
@@ -142,8 +146,26 @@ KLP_PATCH(patch);
 //> }
 //= 5
 //@ $ ugraft load other.o --pid $target
-//! ugraft: another ugraft is at work on process $target; try again when it has finished
+//! ugraft: another ugraft (pid $job) is at work on process $target; try again when it has finished
 //= 75
+// One that is stopped itself keeps nobody from looking either.
+//@ at job signal STOP
+//@ until grep -q '^State:.T' /proc/$job/status
+//@ $ ugraft status --pid $target
+//> process $target (target)
+//>  patch  version  state          objects       functions
+//>  fix             being enabled  (executable)  f
+//>                                               linger
+//> another ugraft (pid $job) is at work on it, and is stopped: continue it (`kill -CONT $job`), or kill it, and the next command takes its work up
+//> patch 'fix' is in transition (patching) for [..]: 1 of 2 threads have not switched
+//> `ugraft wait fix` carries it on, as any command does; `ugraft reverse` turns it round, `ugraft force` completes it unproved
+//= 5
+//@ $ ugraft log --pid $target | tail -1
+//> [..] livepatch: 'fix': starting patching transition
+//@ $ ugraft disable fix --pid $target
+//! ugraft: another ugraft (pid $job) is at work on process $target; it is stopped: continue it (`kill -CONT $job`), or kill it, and the next command takes its work up
+//= 75
+//@ at job signal CONT
 
 // The tool dies, and the transition stays as it is. The next one finds it, and turns it round.
 //@ at job signal KILL

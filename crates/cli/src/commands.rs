@@ -93,10 +93,10 @@ pub fn force(args: &ForceArgs) -> Result<Outcome> {
 pub fn list(args: &ListArgs) -> Result<Outcome> {
     let Some(pid) = args.pid else {
         let all: Vec<_> =
-            status::patched_processes().into_iter().filter_map(|pid| status::status(pid).ok()).collect();
+            status::patched_processes().into_iter().filter_map(|pid| status::standing(pid).ok()).collect();
         return Ok(Outcome::new(json!({ "processes": all }), text::processes(&all)));
     };
-    let status = status::status(Pid(pid))?;
+    let status = status::standing(Pid(pid))?;
     if status.patches.is_empty() {
         return Err(Error::NotPatched(Pid(pid)).into());
     }
@@ -131,11 +131,11 @@ pub fn log(args: &LogArgs) -> Result<Outcome> {
 
 /// `ugraft param NAME [PARAMETER[=VALUE]]`
 pub fn param(args: &ParamArgs) -> Result<Outcome> {
-    let mut session = Session::open(pid(args.target))?;
+    let pid = pid(args.target);
     let params = match args.param.as_deref().map(|param| (param, param.split_once('='))) {
-        Some((_, Some((name, value)))) => vec![session.set_param(&args.name, name, value)?],
+        Some((_, Some((name, value)))) => vec![Session::open(pid)?.set_param(&args.name, name, value)?],
         Some((name, None)) => {
-            let all = session.params(&args.name)?;
+            let all = status::params(pid, &args.name)?;
             let found: Vec<_> = all.into_iter().filter(|param| param.name == name).collect();
             if found.is_empty() {
                 let (patch, name) = (args.name.clone(), name.to_owned());
@@ -143,7 +143,7 @@ pub fn param(args: &ParamArgs) -> Result<Outcome> {
             }
             found
         }
-        None => session.params(&args.name)?,
+        None => status::params(pid, &args.name)?,
     };
     let lines: Vec<_> = params.iter().map(|param| format!("{}={}", param.name, param.value)).collect();
     Ok(Outcome::new(json!({ "params": params }), lines.join("\n")))
@@ -151,7 +151,7 @@ pub fn param(args: &ParamArgs) -> Result<Outcome> {
 
 /// `ugraft symbols NAME -o FILE`
 pub fn symbols(args: &SymbolsArgs) -> Result<Outcome> {
-    let bytes = Session::open(pid(args.target))?.symbol_file(&args.name)?;
+    let bytes = status::symbol_file(pid(args.target), &args.name)?;
     std::fs::write(&args.output, bytes).with_context(|| format!("cannot write {}", args.output.display()))?;
     let command = format!("add-symbol-file {}", args.output.display());
     Ok(Outcome::new(json!({ "file": args.output, "gdb": command }), format!("in gdb: {command}")))

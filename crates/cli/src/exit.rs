@@ -78,7 +78,7 @@ impl Failure {
             Error::TargetGone(_) => Self::plain("target_gone", GONE),
             Error::Permission(..) => Self::plain("permission", PERMISSION),
             Error::AlreadyTraced { .. } => Self::plain("already_traced", UNSAFE),
-            Error::Busy(_) => Self::plain("busy", BUSY),
+            Error::Busy { .. } => Self::plain("busy", BUSY),
             Error::NotPatched(_) => Self::plain("not_patched", NOT_PATCHED),
             Error::InTransition { blocked, .. } => {
                 Self { details: json!({ "blocked": blocked }), ..Self::plain("in_transition", IN_TRANSITION) }

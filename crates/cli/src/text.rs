@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use ugraft_core::{Life, PatchStatus};
 use ugraft_image::PatchFile;
 use ugraft_process::report::check::CheckReport;
-use ugraft_process::report::{Blocked, Report, Status, TransitionReport};
+use ugraft_process::report::{Blocked, Report, Status, ToolReport, TransitionReport};
 use ugraft_process::state::log_ring::{Level, Record};
 
 /// What a change has led to, in one line.
@@ -71,7 +71,7 @@ pub fn status(status: &Status) -> String {
         text += &format!("\n{}", patches(&status.patches));
     }
     if status.tool_at_work {
-        text += "\nanother ugraft is at work on it";
+        text += &format!("\n{}", at_work(status.tool.as_ref()));
     }
     match &status.transition {
         Some(t) => text += &format!("\n{}", transition(t)),
@@ -79,6 +79,17 @@ pub fn status(status: &Status) -> String {
         None => {}
     }
     text
+}
+
+fn at_work(tool: Option<&ToolReport>) -> String {
+    match tool {
+        None => "another ugraft is at work on it".to_owned(),
+        Some(ToolReport { pid, stopped: false }) => format!("another ugraft (pid {pid}) is at work on it"),
+        Some(ToolReport { pid, stopped: true }) => format!(
+            "another ugraft (pid {pid}) is at work on it, and is stopped: continue it (`kill -CONT {pid}`), or kill it, and \
+             the next command takes its work up"
+        ),
+    }
 }
 
 fn transition(t: &TransitionReport) -> String {

@@ -155,9 +155,14 @@ pub enum Error {
         /// What was asked for.
         wanted: u64,
     },
-    /// Another tool is at work on the target (EBUSY).
-    #[error("another ugraft is at work on process {0}; try again when it has finished")]
-    Busy(Pid),
+    /// Another tool is changing the target (EBUSY).
+    #[error("{holder} is at work on process {pid}; {}", .holder.way_out())]
+    Busy {
+        /// The target.
+        pid: Pid,
+        /// The other tool.
+        holder: crate::target::lock::Holder,
+    },
     /// A function's code does not allow a redirect.
     #[error("cannot redirect {function}: {reason}")]
     Entry {

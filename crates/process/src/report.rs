@@ -4,8 +4,10 @@ pub mod check;
 pub(crate) mod describe;
 pub mod status;
 pub mod symbol_file;
+pub(crate) mod view;
 
 use crate::RemoteAddr;
+use crate::target::lock::Holder;
 use serde::Serialize;
 use std::time::Duration;
 use ugraft_core::{Direction, Life, PatchStatus};
@@ -131,10 +133,27 @@ pub struct Status {
     pub transition: Option<TransitionReport>,
     /// Whether a tool is at work on it right now.
     pub tool_at_work: bool,
+    /// Which one, where that can be seen from here.
+    pub tool: Option<ToolReport>,
     /// Memory added to the target, in bytes: mapped, and of that present.
     pub mapped_bytes: u64,
     /// Name and version of the tool that wrote the state last.
     pub written_by: String,
+}
+
+/// A tool at work on a target.
+#[derive(Clone, Debug, Serialize)]
+pub struct ToolReport {
+    /// Its process id.
+    pub pid: i32,
+    /// Whether it is stopped itself (by job control, or a debugger), and so will not finish by itself.
+    pub stopped: bool,
+}
+
+impl ToolReport {
+    pub(crate) fn of(holder: Holder) -> Option<Self> {
+        Some(Self { pid: holder.pid?.0, stopped: holder.stopped })
+    }
 }
 
 /// A transition as it stands.

@@ -1,6 +1,6 @@
 //! A session: one run of the tool at work on one target.
 //!
-//! It holds the lock, the target's document, and what the work has cost so far. Every change of the state goes through
+//! It holds the right to change the target, its document, and what the work has cost so far. Every change of the state goes through
 //! `Session::step`, which is the semantics' own step, and becomes the truth by `Session::commit`.
 
 pub mod arena;
@@ -86,18 +86,19 @@ pub struct Session {
     /// See [`Session::recent_maps`].
     pub(crate) maps: Option<(Instant, Maps)>,
     began: Instant,
-    _lock: Lock,
+    /// None where it only reads.
+    lock: Option<Lock>,
 }
 
 impl Session {
-    /// Takes the lock on `pid` and reads its document. Nothing is stopped, traced or changed.
+    /// Takes the right to change `pid` and reads its document. Nothing is stopped, traced or changed.
     ///
     /// # Errors
     /// [`Error::Busy`] where another tool is at work, and those of [`Target::open`] and [`StateArea::find`].
     pub fn open(pid: Pid) -> Result<Self> {
         let began = Instant::now();
         let (target, lock) = match Target::open(pid) {
-            // By another tool at work, which has the lock, or had it a moment ago.
+            // By another tool, which changes it or looks at its threads, or did so a moment ago.
             Err(Error::AlreadyTraced { .. }) => {
                 let lock = Lock::take(pid)?;
                 (Target::open(pid)?, lock)
@@ -110,8 +111,20 @@ impl Session {
             Some(area) => Document::parse(&area.document(target.memory())?)?,
             None => Document::default(),
         };
+        Ok(Self { began, ..Self::of(target, maps, area, document, Some(lock)) })
+    }
+
+    /// A session with what was read of the target; without the right to change it, one that only reads (see
+    /// [`crate::report::view`]).
+    pub(crate) fn of(
+        target: Target,
+        maps: Maps,
+        area: Option<StateArea>,
+        document: Document,
+        lock: Option<Lock>,
+    ) -> Self {
         let scan_memory = document.arena.as_ref().is_some_and(|arena| arena.scan_memory);
-        Ok(Self {
+        Self {
             target: Rc::new(target),
             document,
             area,
@@ -129,9 +142,9 @@ impl Session {
             trouble: None,
             messages: Vec::new(),
             maps: Some((Instant::now(), maps)),
-            began,
-            _lock: lock,
-        })
+            began: Instant::now(),
+            lock,
+        }
     }
 
     /// What is known of the target.
@@ -200,6 +213,7 @@ impl Session {
     /// Makes the document in memory the one that counts, and then appends the messages that led to it to the log.
     pub(crate) fn commit(&mut self) -> Result<()> {
         let Some(area) = &self.area else { return Ok(()) };
+        assert!(self.lock.is_some(), "who only reads changes nothing");
         let memory = self.target.memory();
         self.document.format = document::FORMAT;
         self.document.tool = concat!("ugraft ", env!("CARGO_PKG_VERSION")).to_owned();

@@ -77,12 +77,23 @@ pub struct Target {
 }
 
 impl Target {
-    /// Opens process `pid`: nothing is stopped, traced or changed.
+    /// Opens process `pid`, whose threads are to be stopped: nothing is stopped, traced or changed by that.
     ///
     /// # Errors
-    /// [`Error::NoSuchProcess`], [`Error::Unfit`], [`Error::AlreadyTraced`], or [`Error::Permission`], which say what to
-    /// do about it.
+    /// [`Error::AlreadyTraced`] where somebody else does so, and those of [`Target::open_to_read`].
     pub fn open(pid: Pid) -> Result<Self> {
+        let target = Self::open_to_read(pid)?;
+        match target.tracer()? {
+            Some((tid, tracer, comm)) => Err(Error::AlreadyTraced { tid, tracer, comm }),
+            None => Ok(target),
+        }
+    }
+
+    /// Opens process `pid`, whoever traces it.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchProcess`], [`Error::Unfit`], or [`Error::Permission`], which say what to do about it.
+    pub fn open_to_read(pid: Pid) -> Result<Self> {
         let result = Self::open_once(pid);
         let raw = rustix::process::Pid::from_raw(pid.0.max(0));
         match (result, raw) {
@@ -118,10 +129,6 @@ impl Target {
             false => (Tid(pid.0), first),
             true => live_thread(pid)?.ok_or_else(|| unfit(Unfit::Zombie))?,
         };
-        let tracer = if live.0 == pid.0 { tracer_in(&status) } else { tracer_of(pid, live)? };
-        if let Some((tracer, comm)) = tracer {
-            return Err(Error::AlreadyTraced { tid: live, tracer, comm });
-        }
         let dir = format!("/proc/{pid}/task/{live}");
         let file = OpenOptions::new()
             .read(true)
@@ -144,6 +151,15 @@ impl Target {
         // Whatever was opened above belongs to the program that was found first, or the process is refused.
         target.check_same()?;
         Ok(target)
+    }
+
+    /// A thread of it, the process that traces that one, and its name, where there is such.
+    ///
+    /// # Errors
+    /// [`Error::TargetGone`], or [`Error::Proc`].
+    pub fn tracer(&self) -> Result<Option<(Tid, Pid, String)>> {
+        let tid = self.live_thread()?;
+        Ok(tracer_of(self.pid, tid)?.map(|(tracer, comm)| (tid, tracer, comm)))
     }
 
     /// Its process id.

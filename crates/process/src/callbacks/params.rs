@@ -75,7 +75,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::Refused`] where there is no such patch, [`Error::Memory`] on a failed read.
-    pub fn params(&self, patch: &str) -> Result<Vec<ParamReport>> {
+    pub(crate) fn params(&self, patch: &str) -> Result<Vec<ParamReport>> {
         let image = self.image_named(patch)?;
         let memory = self.target.memory();
         image.params.iter().map(|param| report(memory, param)).collect()
@@ -84,7 +84,7 @@ impl Session {
     /// Sets a parameter of a loaded patch, by one store.
     ///
     /// # Errors
-    /// As [`Session::params`]; [`Error::Link`] for what is no value of it.
+    /// [`Error::Refused`] where there is no such patch, [`Error::Memory`] on a failed access; [`Error::Link`] for what is no value of it.
     pub fn set_param(&mut self, patch: &str, name: &str, text: &str) -> Result<ParamReport> {
         let mut image = self.image_named(patch)?;
         let param = image.params.iter().find(|param| param.name == name).cloned();

@@ -2,14 +2,13 @@
 
 use crate::callbacks::runtime;
 use crate::objects::parts::Part;
+use crate::report::view::{self, View};
 use crate::session::batch::{Batch, Ground};
-use crate::session::objects_of;
+use crate::session::objects_among;
 use crate::session::plan;
 use crate::session::site::Finder;
 use crate::stacks::contexts;
-use crate::state::document::Document;
-use crate::state::state_area::StateArea;
-use crate::target::Target;
+use crate::target::{Target, lock};
 use crate::{Error, Pid, RemoteAddr, Result};
 use serde::Serialize;
 use ugraft_core::{Event, PatchId};
@@ -57,12 +56,28 @@ pub struct FuncVerdict {
 /// # Errors
 /// Those of [`Target::open`]; what is wrong between patch and target is part of the report.
 pub fn check(patch: &PatchFile, pid: Pid) -> Result<CheckReport> {
-    let target = Target::open(pid)?;
-    let (maps, objects) = objects_of(&target)?;
-    let mut document = match StateArea::find(target.memory(), &maps)? {
-        Some(area) => Document::parse(&area.document(target.memory())?)?,
-        None => Document::default(),
-    };
+    view::look(pid, |view| try_on(patch, view))
+}
+
+/// Whether somebody traces the target who is none of ours.
+fn check_not_traced(target: &Target) -> Result<()> {
+    // One of ours that has just finished is gone by the second look.
+    if target.tracer()?.is_none() || lock::is_attended(target.pid())? {
+        return Ok(());
+    }
+    match target.tracer()? {
+        Some((tid, tracer, comm)) => Err(Error::AlreadyTraced { tid, tracer, comm }),
+        None => Ok(()),
+    }
+}
+
+fn try_on(patch: &PatchFile, view: &View) -> Result<CheckReport> {
+    let target = view.session.target();
+    let pid = target.pid();
+    check_not_traced(target)?;
+    let maps = view.maps.clone();
+    let objects = objects_among(target, &maps)?;
+    let mut document = view.session.document().clone();
     let desc = plan::describe(patch, &objects);
     let mut problems = Vec::new();
     let mut note = |result: Result<()>| {
@@ -73,7 +88,7 @@ pub fn check(patch: &PatchFile, pid: Pid) -> Result<CheckReport> {
     note(plan::check_names(&desc, &objects));
     note(plan::check_build_ids(&desc, &objects));
     note(plan::check_ambiguity(patch, &objects));
-    note(crate::remote::sharing::check_not_shared(&target));
+    note(crate::remote::sharing::check_not_shared(target));
     let load = Event::Load { desc: desc.clone(), enable: true, ignore_order: false };
     note(ugraft_core::step(&document.state, load).map(|_| ()).map_err(Error::from));
 
@@ -111,7 +126,7 @@ pub fn check(patch: &PatchFile, pid: Pid) -> Result<CheckReport> {
         let (object, name) = (func.object.clone(), func.name.clone());
         funcs.push(FuncVerdict { object, name, addr, verdict, cold, clones, ok });
     }
-    let mut batch = Batch::new(Ground::new(&target, maps.clone()));
+    let mut batch = Batch::new(Ground::new(target, maps.clone()));
     if runtime::is_needed(patch) && document.runtime.is_none() {
         match runtime::plan(&objects, &mut batch) {
             Ok(runtime) => document.runtime = Some(runtime),

@@ -33,7 +33,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::Refused`] where there is no such patch, [`Error::Memory`] on a failed read.
-    pub fn symbol_file(&self, patch: &str) -> Result<Vec<u8>> {
+    pub(crate) fn symbol_file(&self, patch: &str) -> Result<Vec<u8>> {
         let image = self.image_named(patch)?;
         let missing = || Error::Damaged(format!("patch '{patch}' has no unwind tables on record"));
         let tables = image.tables.as_ref().ok_or_else(missing)?;

@@ -112,7 +112,7 @@ impl Session {
     pub fn open_by(pid: Pid, deadline: Instant) -> Result<Self> {
         loop {
             match Self::open(pid) {
-                Err(Error::Busy(_)) if Instant::now() + LOCK_PAUSE < deadline => {
+                Err(Error::Busy { .. }) if Instant::now() + LOCK_PAUSE < deadline => {
                     std::thread::sleep(LOCK_PAUSE);
                 }
                 result => return result,

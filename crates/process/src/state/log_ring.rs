@@ -115,24 +115,27 @@ impl LogRing {
         memory.write(self.base.offset(8), &end.to_le_bytes())
     }
 
-    /// All messages, oldest first.
+    /// All messages, oldest first; also while somebody appends some.
     ///
     /// # Errors
     /// [`crate::Error::Memory`] on a failed read.
     pub fn records(&self, memory: &Memory) -> Result<Vec<Record>> {
-        let oldest = memory.read_u64(self.base)?;
-        let written = memory.read_u64(self.base.offset(8))?;
-        let mut records = Vec::new();
-        if written.saturating_sub(oldest) > self.len {
-            return Ok(records);
+        // Who appends as fast as the ring is read cannot go on so for long.
+        const TRIES: usize = 100;
+        for _ in 0..TRIES {
+            let oldest = memory.read_u64(self.base)?;
+            let written = memory.read_u64(self.base.offset(8))?;
+            let len = written.saturating_sub(oldest);
+            let bytes = if len <= self.len { self.read_at(memory, oldest, len)? } else { Vec::new() };
+            // What was overwritten meanwhile had been given up before.
+            let given_up = memory.read_u64(self.base)?.saturating_sub(oldest);
+            if let Some(whole) = bytes.get(given_up as usize..)
+                && len <= self.len
+            {
+                return Ok(decode_all(whole));
+            }
         }
-        let bytes = self.read_at(memory, oldest, written - oldest)?;
-        let mut rest = bytes.as_slice();
-        while let Some((record, len)) = decode(rest) {
-            records.push(record);
-            rest = &rest[len..];
-        }
-        Ok(records)
+        Ok(Vec::new())
     }
 
     fn record_len(&self, memory: &Memory, position: u64) -> Result<Option<u64>> {
@@ -181,6 +184,15 @@ fn encode(record: &Record) -> Vec<u8> {
     bytes.extend(record.text.as_bytes());
     bytes.resize(padded(record.text.len() as u64) as usize, 0);
     bytes
+}
+
+fn decode_all(mut bytes: &[u8]) -> Vec<Record> {
+    let mut records = Vec::new();
+    while let Some((record, len)) = decode(bytes) {
+        records.push(record);
+        bytes = bytes.get(len..).unwrap_or_default();
+    }
+    records
 }
 
 fn decode(bytes: &[u8]) -> Option<(Record, usize)> {
