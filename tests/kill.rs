@@ -1,11 +1,12 @@
 //! Kills `ugraft` before its N-th system call, for every N of a load, a replacing load, a disable and an unload, with callbacks, init
 //! and exit functions and without, and of setting a parameter, on a target with 16 threads (promise P1: no death of the tool harms the target; promise P2: the next run knows how things stand).
+//! What a death leaves is what was written until then: so the tool is also killed before each of its writes into the target, which are few.
 //!
 //! After each death: every thread of the target goes on and none is stopped or traced, no call has failed and no
 //! thread met a mix of versions; `ugraft status` names the state; and the same command given again leads to where the first was to lead,
 //! or a reverse leads back.
 //!
-//! `UGRAFT_KILL_EVERY=K` takes every K-th N only, from 1 on; `cargo xtask kill` takes them all.
+//! `UGRAFT_KILL_EVERY=K` takes every K-th N only, from 1 on; `cargo xtask kill` takes them all. The everyday tests take a slice.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use ugraft_tests::children::{self, Background, Finished};
 use ugraft_tests::isolate::{self, Test};
-use ugraft_tests::killer::{self, End};
+use ugraft_tests::killer::{self, Calls, End};
 use ugraft_tests::pattern::Captures;
 use ugraft_tests::{compile, deadline, proc, program, repository, tests_dir};
 
@@ -33,7 +34,9 @@ struct Case {
     before: State,
     command: &'static [&'static str],
     after: State,
-    /// Each how manieth system call is died before in the everyday tests.
+    /// Which system calls are died before.
+    calls: Calls,
+    /// Each how manieth of these in the everyday tests.
     every: u64,
 }
 
@@ -84,11 +87,15 @@ const INITED: [&[&str]; 4] = [
     &["param", "inited", "label=0"],
 ];
 
-const CASES: [Case; 10] = [
+const CASES: [Case; 14] = [
     case("load", State::Bare, &["load", "fix.o"], State::Fixed, EVERY),
     case("replace", State::Fixed, &["load", "cumulative.o"], State::Replaced, EVERY),
     case("disable", State::Replaced, &["disable", "cumulative"], State::Disabled, EVERY),
     case("unload", State::Disabled, &["unload", "cumulative"], State::Bare, EVERY),
+    writes("load-writes", State::Bare, &["load", "fix.o"], State::Fixed, 1),
+    writes("replace-writes", State::Fixed, &["load", "cumulative.o"], State::Replaced, 3),
+    writes("disable-writes", State::Replaced, &["disable", "cumulative"], State::Disabled, 2),
+    writes("unload-writes", State::Disabled, &["unload", "cumulative"], State::Bare, 2),
     case("callbacks-in", State::Bare, &["load", "called.o"], State::Called, EVERY_OF_CALLBACKS),
     case("callbacks-out", State::Called, &["disable", "called"], State::Uncalled, EVERY_OF_CALLBACKS),
     case("init", State::Bare, &["load", "inited.o"], State::Inited, EVERY_OF_INIT),
@@ -104,7 +111,17 @@ const fn case(
     after: State,
     every: u64,
 ) -> Case {
-    Case { name, before, command, after, every }
+    Case { name, before, command, after, calls: Calls::All, every }
+}
+
+const fn writes(
+    name: &'static str,
+    before: State,
+    command: &'static [&'static str],
+    after: State,
+    every: u64,
+) -> Case {
+    Case { calls: Calls::Writes, ..case(name, before, command, after, every) }
 }
 
 fn main() -> ExitCode {
@@ -127,9 +144,9 @@ fn run(case: &Case) -> Result<()> {
     let mut world = World::start(temporary.path())?;
     let mut n = 1;
     while n < CALLS_MAX {
-        let ended = world
-            .round(case, n)
-            .with_context(|| format!("`{}` killed before its system call {n}", case.command.join(" ")))?;
+        let ended = world.round(case, n).with_context(|| {
+            format!("`{}` killed before its system call {n} ({:?})", case.command.join(" "), case.calls)
+        })?;
         if ended {
             return Ok(());
         }
@@ -170,7 +187,7 @@ impl World {
         self.bring_to(case.before)?;
         let mut command = self.ugraft(case.command);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let end = killer::run(command, n)?;
+        let end = killer::run(command, case.calls, n)?;
         self.check_free()?;
         let seen = self.works()?;
         if let End::Exited { code, calls } = end {

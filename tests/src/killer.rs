@@ -1,4 +1,4 @@
-//! Running a program and killing it just before its N-th system call.
+//! Running a program and killing it just before its N-th system call, or its N-th write into another process's memory.
 //!
 //! The program is traced and every entry into the kernel of any of its threads is counted. At the N-th it is sent
 //! SIGKILL, which it takes instead of doing the call. So over all N every order of effects that an unlucky death can
@@ -15,6 +15,15 @@ use anyhow::{Context, Result, bail};
 use crate::isolate::kill;
 use crate::proc::Pid;
 
+/// Which system calls are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Calls {
+    /// All.
+    All,
+    /// Writes at an offset, by which `/proc/PID/mem` is written: there are some dozens in a command of many thousand calls.
+    Writes,
+}
+
 /// How the program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -22,15 +31,15 @@ pub enum End {
     Killed,
     /// It exited by itself after fewer calls: `calls` of them, with `code`.
     Exited {
-        /// System calls entered, by all threads.
+        /// System calls entered, of those that are counted, by all threads.
         calls: u64,
         /// Exit code; 128 + signal if a signal ended it.
         code: i32,
     },
 }
 
-/// Runs `command`, which is killed before its system call number `before` (from 1).
-pub fn run(mut command: Command, before: u64) -> Result<End> {
+/// Runs `command`, which is killed before its system call number `before` (from 1) of those that count.
+pub fn run(mut command: Command, counted: Calls, before: u64) -> Result<End> {
     // SAFETY: ptrace TRACEME and raise are async-signal-safe; neither touches memory of ours.
     unsafe {
         command.pre_exec(|| {
@@ -70,8 +79,8 @@ pub fn run(mut command: Command, before: u64) -> Result<End> {
             s if s == libc::SIGTRAP | 0x80 => {
                 // Stops alternate between the entry into a call and its end.
                 if inside.insert(tid) {
-                    calls += 1;
-                    if calls == before {
+                    calls += u64::from(counted == Calls::All || is_write(tid));
+                    if calls == before && !killed {
                         killed = true;
                         kill(pid, libc::SIGKILL);
                     }
@@ -87,6 +96,15 @@ pub fn run(mut command: Command, before: u64) -> Result<End> {
         // A thread that was just killed cannot be resumed, which is no error.
         let _ = ptrace(libc::PTRACE_SYSCALL, tid, signal as usize);
     }
+}
+
+/// Whether a thread that stopped at the entry into a system call is about to write at an offset.
+fn is_write(tid: Pid) -> bool {
+    // SAFETY: the structure is plain numbers, which may be 0.
+    let mut regs: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes no more than the structure, which outlives the call.
+    let got = unsafe { libc::ptrace(libc::PTRACE_GETREGS, tid, 0, &mut regs) };
+    got == 0 && [libc::SYS_pwrite64, libc::SYS_pwritev].contains(&regs.orig_rax.cast_signed())
 }
 
 fn wait(tid: Pid) -> Result<Option<(Pid, i32)>> {
@@ -123,10 +141,28 @@ mod tests {
             c.env_clear();
             c
         };
-        let End::Exited { calls, code: 0 } = run(program(), u64::MAX).unwrap() else { panic!() };
+        let End::Exited { calls, code: 0 } = run(program(), Calls::All, u64::MAX).unwrap() else { panic!() };
         assert!(calls > 5, "{calls}");
         for n in 1..=calls {
-            assert_eq!(run(program(), n).unwrap(), End::Killed, "call {n} of {calls}");
+            assert_eq!(run(program(), Calls::All, n).unwrap(), End::Killed, "call {n} of {calls}");
+        }
+    }
+
+    #[test]
+    fn a_program_is_killed_before_each_of_its_writes() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let written = |before| {
+            file.as_file().set_len(0).unwrap();
+            let mut program = Command::new("python3");
+            // The first one has no offset, and does not count.
+            let script = "import os; f = os.open(os.sys.argv[1], os.O_RDWR); os.write(f, b'-'); \
+                          [os.pwrite(f, b'x', n) for n in (1, 2, 3)]";
+            program.args(["-c", script]).arg(file.path());
+            (run(program, Calls::Writes, before).unwrap(), std::fs::read_to_string(file.path()).unwrap())
+        };
+        assert_eq!(written(u64::MAX), (End::Exited { calls: 3, code: 0 }, "-xxx".to_owned()));
+        for (before, text) in [(1, "-"), (2, "-x"), (3, "-xx")] {
+            assert_eq!(written(before), (End::Killed, text.to_owned()));
         }
     }
 }
