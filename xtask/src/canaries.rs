@@ -56,6 +56,11 @@ const CANARIES: &[Canary] = &[
     Canary { name: "settle-early", found_by: Test::Torture("plain", 4), says: MIXED },
     Canary { name: "strike-without-proof", found_by: Test::Torture("plain", 4), says: MIXED },
     Canary { name: "strike-the-dead", found_by: Test::Torture("threads", 4), says: MIXED },
+    Canary {
+        name: "strike-the-late",
+        found_by: Test::Scenario("late-in-the-stub/word-read"),
+        says: &["late-in-the-stub.c"],
+    },
     Canary { name: "reverse-moves-threads", found_by: Test::Torture("plain", 4), says: MIXED },
     Canary { name: "reverse-asks-for-the-wrong-side", found_by: Test::Torture("plain", 4), says: MIXED },
     Canary { name: "give-back-at-once", found_by: Test::Torture("calls", 3), says: DIED },

@@ -9,12 +9,12 @@ use std::arch::naked_asm;
 use std::cell::UnsafeCell;
 use std::collections::HashSet;
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, Ordering};
 use std::time::Instant;
 use ugraft_process::RemoteAddr;
 use ugraft_process::code::pending::{Capacity, HASH_MULTIPLIER, PendingTable, key_of};
 use ugraft_process::code::stub::{
-    MAX_LEN, Stub, UNDECIDED, UNDECIDED_DEPTH, WORD_BEGUN, WORD_SWAPPED, WORD_TABLE,
+    MAX_LEN, Stub, UNDECIDED, UNDECIDED_DEPTH, WORD_BEGUN, WORD_SWAPPED, WORD_TABLE, goes_by,
 };
 use ugraft_process::code::trampoline;
 
@@ -235,6 +235,92 @@ fn a_thread_that_waits_is_struck() {
             assert_eq!(caller.join().unwrap(), 2);
         });
     }
+}
+
+/// What the handler of single steps waits for, and what it does there: a reverse.
+static STEPPED: Stepped = Stepped {
+    wanted: AtomicU64::new(0),
+    word: AtomicPtr::new(std::ptr::null_mut()),
+    ecx: AtomicU64::new(u64::MAX),
+};
+
+struct Stepped {
+    /// The instruction before which the word changes.
+    wanted: AtomicU64,
+    word: AtomicPtr<u8>,
+    /// What was in ecx there.
+    ecx: AtomicU64,
+}
+
+const REVERSED: u8 = WORD_BEGUN | WORD_TABLE | WORD_SWAPPED;
+
+/// The flag that makes every instruction end in SIGTRAP.
+const TRAP_FLAG: u64 = 1 << 8;
+
+extern "C" fn step(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: The kernel hands its handlers a context that is theirs until they return.
+    let regs = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+    let wanted = STEPPED.wanted.load(Ordering::SeqCst);
+    let here = regs[libc::REG_RIP as usize] as u64;
+    if wanted != 0 && here != wanted {
+        return;
+    }
+    regs[libc::REG_EFL as usize] &= !(TRAP_FLAG as i64);
+    if here != wanted {
+        return;
+    }
+    STEPPED.ecx.store(regs[libc::REG_RCX as usize] as u64 & 0xffff_ffff, Ordering::SeqCst);
+    // SAFETY: It points to the word of an area that outlives the steps.
+    unsafe { AtomicU8::from_ptr(STEPPED.word.load(Ordering::SeqCst)) }.store(REVERSED, Ordering::SeqCst);
+}
+
+/// A thread that stands at one of the undecided instructions while the transition is turned round, and is struck there: if it is
+/// said to go by the new word it goes to the source, as it must then; else by the old one to the goal.
+#[test]
+fn a_late_thread_goes_by_what_it_has_read() {
+    let capacity = Capacity::from_slots(16).unwrap();
+    let area = Area::new(capacity);
+    let code = place(&area.stub(capacity), 0x1_0000_0000);
+    STEPPED.word.store(area.word.as_ptr(), Ordering::SeqCst);
+    // SAFETY: The handler does nothing but atomic stores; the structure lives for the call.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = step as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        assert_eq!(libc::sigaction(libc::SIGTRAP, &action, std::ptr::null_mut()), 0);
+    }
+    // Not listed before the reverse, and struck after it.
+    area.set_table(0, &PendingTable::build([4096], capacity).unwrap());
+    let mut struck = PendingTable::build([fs_base()], capacity).unwrap();
+    struck.strike(fs_base());
+    area.set_table(1, &struck);
+    let (mut present, mut late) = (0, 0);
+    for i in Decoder::with_ip(64, &area.stub(capacity).emit(code.addr()), code.addr().0, DecoderOptions::NONE)
+    {
+        let offset = (i.ip() - code.addr().0) as i64;
+        if !UNDECIDED.contains(&offset) {
+            continue;
+        }
+        area.word.store(WORD_BEGUN, Ordering::SeqCst);
+        STEPPED.ecx.store(u64::MAX, Ordering::SeqCst);
+        STEPPED.wanted.store(i.ip(), Ordering::SeqCst);
+        let mut cpu = Random(offset as u64).cpu();
+        cpu.flags |= TRAP_FLAG;
+        let end = run(code.addr(), &cpu).end;
+        STEPPED.wanted.store(0, Ordering::SeqCst);
+        let Ok(ecx) = u32::try_from(STEPPED.ecx.load(Ordering::SeqCst)) else {
+            // Only listed threads come here.
+            continue;
+        };
+        if goes_by(REVERSED, offset, ecx) {
+            assert_eq!(end, 1, "at {offset}");
+            present += 1;
+        } else {
+            assert_eq!(end, 2, "at {offset}");
+            late += 1;
+        }
+    }
+    assert!(present == 2 && late > 10, "{present} {late}");
 }
 
 /// A transition as a whole, over and over, with threads that keep calling: each is at the source until it is struck and at the

@@ -10,6 +10,9 @@
 //! when it should go on to its end. So the slot of a thread that was seen in a changing function says where the return address
 //! of its outermost one lies; with the stack pointer below that, the gate lets it pass.
 //!
+//! One that was kept from running since before a reverse may have read the former transition word there, and looks into the
+//! former table. It has not switched when the present one says so, and is left alone.
+//!
 //! A thread at a stub need not have been called: a changing function may end in a jump to it (a tail call), and what it
 //! passes on is of its own version. So only those functions have a gate to which no changing function can leave by a
 //! jump.
@@ -18,7 +21,8 @@
 //! followed; another indirect jump is one within the function where call frame information says that a frame is
 //! still there, and may lead anywhere where it does not.
 
-use crate::code::stub::{UNDECIDED, UNDECIDED_DEPTH};
+use crate::canary::canary;
+use crate::code::stub::{UNDECIDED, UNDECIDED_DEPTH, goes_by};
 use crate::stacks::cfi::Cfi;
 use crate::stacks::rules::{CfaRule, RSP};
 use crate::stacks::watch::Watch;
@@ -42,6 +46,8 @@ const MAX_CODE: u64 = 1 << 22;
 #[derive(Debug)]
 pub(crate) struct Gates {
     gates: Vec<Gate>,
+    /// Where the transition word lies.
+    word: RemoteAddr,
 }
 
 /// The gate of a function to which no changing function leaves by a jump.
@@ -71,7 +77,7 @@ impl Gates {
         goal_side: bool,
     ) -> Result<Self> {
         let Some(arena) = document.arena.as_ref().filter(|arena| arena.gates.is_some()) else {
-            return Ok(Self { gates: Vec::new() });
+            return Ok(Self { gates: Vec::new(), word: RemoteAddr(0) });
         };
         cfi.maps_are(maps);
         let entries: Vec<RemoteAddr> = changes
@@ -109,7 +115,7 @@ impl Gates {
                 gates.push(Gate { stub: arena.stub(&change.func)?, count });
             }
         }
-        Ok(Self { gates })
+        Ok(Self { gates, word: arena.word })
     }
 
     /// Whether there is none.
@@ -134,7 +140,8 @@ impl Gates {
         Ok(false)
     }
 
-    /// If a thread with these registers is at a gate: the registers of its caller, as they are behind the call.
+    /// If a thread with these registers is at a gate, and will go by what its slot says by then: the registers of its caller, as they
+    /// are behind the call.
     pub(crate) fn caller(
         &self,
         memory: &Memory,
@@ -142,7 +149,13 @@ impl Gates {
         watch: &Watch,
     ) -> Option<libc::user_regs_struct> {
         let pc = RemoteAddr(regs.rip);
-        self.gates.iter().find(|gate| UNDECIDED.contains(&pc.distance_from(gate.stub)))?;
+        let offset = |gate: &Gate| pc.distance_from(gate.stub);
+        let offset = self.gates.iter().map(offset).find(|offset| UNDECIDED.contains(offset))?;
+        let mut word = [0];
+        memory.read(self.word, &mut word).ok()?;
+        if !goes_by(word[0], offset, regs.rcx as u32) && !canary!("strike-the-late") {
+            return None;
+        }
         let slot = regs.rsp.wrapping_add(UNDECIDED_DEPTH);
         let back = memory.read_u64(RemoteAddr(slot)).ok()?;
         if watch.return_address(back).is_some() {

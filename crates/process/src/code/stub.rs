@@ -17,7 +17,8 @@
 //!
 //! Races: the word is one byte and read once. A thread that is stopped inside a stub (program counter in its range) may
 //! have read the old word; that is harmless, for no store that begins, reverses or ends a transition changes the side
-//! of any thread. Only a strike does, and a thread in a stub is not clean, so it is not struck. The table's keys stay
+//! of any thread. Only a strike does, and a thread in a stub is not clean, so it is not struck; but for one that has not read
+//! yet whether it is pending, and goes by the present word. The table's keys stay
 //! in their slots (see [`crate::code::pending`]), so a probe that began before a reverse still ends right.
 //!
 //! It needs `rdfsbase` ([`supported`]) and `lahf` in 64-bit mode, which every CPU with `rdfsbase` has.
@@ -41,11 +42,29 @@ pub const MAX_LEN: usize = 256;
 /// Stubs begin at multiples of this.
 pub const ALIGN: usize = 16;
 
-/// The first and the last instruction, as offsets from the stub's start, at which a thread may stand that has read nothing yet
-/// that matters to a strike: struck there, it goes to the other side.
+/// The first and the last instruction, as offsets from the stub's start, at which a thread may stand that has not read yet whether
+/// it is pending: struck there, it goes to the other side, if it [goes by](goes_by) the present transition word.
 pub const UNDECIDED: RangeInclusive<i64> = 14..=169;
+/// The first instruction at which ecx holds the transition word.
+const WORD_READ: i64 = 27;
+/// The first one at which ecx holds it without the bits that have served.
+const WORD_USED: i64 = 101;
 /// How much lower than at the stub's start the stack pointer is there.
 pub const UNDECIDED_DEPTH: u64 = 128 + 5 * 8;
+
+/// Whether a thread that stands at one of the [`UNDECIDED`] instructions with this in ecx takes its side by `word`: it has
+/// not read the transition word yet, or what it has read is that.
+///
+/// A thread can be late: kept from running since before a reverse, it goes by the former word and looks into the former table, and
+/// a strike in the present one is nothing to it.
+#[must_use]
+pub const fn goes_by(word: u8, offset: i64, ecx: u32) -> bool {
+    if offset < WORD_READ {
+        return true;
+    }
+    let left = if offset < WORD_USED { word } else { word >> 2 };
+    ecx == left as u32
+}
 
 /// `HWCAP2_FSGSBASE` (arch/x86/include/uapi/asm/hwcap2.h): the kernel lets programs use `rdfsbase`.
 const HWCAP2_FSGSBASE: u64 = 1 << 1;
@@ -91,6 +110,7 @@ impl Stub {
         c.extend([0x48, 0xb9]); //                   mov rcx, word
         c.extend(self.word.0.to_le_bytes());
         c.extend([0x0f, 0xb6, 0x09]); //             movzx ecx, byte [rcx]
+        assert_eq!(c.len() as i64, WORD_READ);
         c.extend([0xf6, 0xc1, WORD_BEGUN]); //       test cl, BEGUN
         c.extend([0x0f, 0x84, 0, 0, 0, 0]); //       jz source            too far for a short one
         let not_begun = c.len();
@@ -113,6 +133,7 @@ impl Stub {
         c.extend(self.tables[1].0.to_le_bytes());
         land(&mut c, first_table);
         c.extend([0xc1, 0xe9, 0x02]); //             shr ecx, 2           bit 0 = swapped
+        assert_eq!(c.len() as i64, WORD_USED);
 
         let probe = c.len();
         c.extend([0x48, 0x39, 0x14, 0x3e]); //       cmp [rsi+rdi], rdx
