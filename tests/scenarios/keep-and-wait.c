@@ -109,9 +109,10 @@ KLP_PATCH(patch);
 //@ at target say leave
 //@ at target expect left
 // Any command takes it up.
-//@ $ ugraft disable fix --pid $target
-//> patch 'fix': disabled ([..])
+//@ $ ugraft enable fix --pid $target
+//> patch 'fix' is already enabled
 //! ugraft: an earlier run left patch 'fix' in transition; it was taken up first
+//@ $ ugraft disable fix --pid $target --quiet
 //@ $ ugraft unload fix --pid $target --quiet
 //@ $ ugraft wait fix --pid $target
 //! ugraft: process $target is not patched

@@ -141,12 +141,15 @@ KLP_PATCH(patch);
 //! ugraft: patch 'fix' is still in transition: thread [..] (target): linger (frame [..]): in the function, for [..]
 //= 5
 //@ $ ugraft load other.o --pid $PID --timeout 300ms
+//! ugraft: an earlier run left patch 'fix' in transition; it was taken up first
 //! ugraft: patch 'fix' is still in transition: thread [..] (target): linger (frame [..]): in the function, for [..]
 //= 5
 //@ $ ugraft load cumulative.o --pid $PID --timeout 300ms
+//! ugraft: an earlier run left patch 'fix' in transition; it was taken up first
 //! ugraft: patch 'fix' is still in transition: thread [..] (target): linger (frame [..]): in the function, for [..]
 //= 5
 //@ $ ugraft load other.o --disabled --pid $PID --timeout 300ms
+//! ugraft: an earlier run left patch 'fix' in transition; it was taken up first
 //! ugraft: patch 'fix' is still in transition: thread [..] (target): linger (frame [..]): in the function, for [..]
 //= 5
 //@ $ ugraft reverse --pid $PID --quiet
@@ -182,6 +185,7 @@ KLP_PATCH(patch);
 //> "name":"f","nop":true
 //> "name":"linger","nop":true
 //@ $ ugraft disable other --pid $PID --timeout 300ms
+//! ugraft: an earlier run left patch 'cumulative' in transition; it was taken up first
 //! ugraft: patch 'cumulative' is still in transition: thread [..] (target): linger (frame [..]): in the function, for [..]
 //= 5
 //@ say enter

@@ -5,7 +5,7 @@ use crate::args::{
 };
 use crate::args::{Scan, TargetArgs, TransitionArgs, TransitionOptions, UnloadArgs, WaitArgs};
 use crate::exit;
-use crate::output::Outcome;
+use crate::output::{Notes, Outcome};
 use crate::text;
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -29,9 +29,10 @@ pub fn load(args: &LoadArgs) -> Result<Outcome> {
     let _prompt = session::prepare();
     let options = options(args.transition, args.ignore_order);
     let values = patch.metadata().values(&args.params)?;
-    let mut session = Session::open(pid(args.target))?;
-    session.set_params(values);
-    let report = session.load(&patch, !args.disabled, options)?;
+    let report = change(args.target, |session| {
+        session.set_params(values);
+        session.load(&patch, !args.disabled, options)
+    })?;
     let done = if args.disabled { "loaded, disabled" } else { "enabled" };
     Ok(changed(&report, done))
 }
@@ -40,7 +41,7 @@ pub fn load(args: &LoadArgs) -> Result<Outcome> {
 pub fn enable(args: &ChangeArgs) -> Result<Outcome> {
     let _prompt = session::prepare();
     let options = options(args.transition, args.ignore_order);
-    let report = Session::open(pid(args.target))?.enable(&args.name, options)?;
+    let report = change(args.target, |session| session.enable(&args.name, options))?;
     Ok(changed(&report, "enabled"))
 }
 
@@ -48,35 +49,36 @@ pub fn enable(args: &ChangeArgs) -> Result<Outcome> {
 pub fn disable(args: &ChangeArgs) -> Result<Outcome> {
     let _prompt = session::prepare();
     let options = options(args.transition, args.ignore_order);
-    let report = Session::open(pid(args.target))?.disable(&args.name, options)?;
+    let report = change(args.target, |session| session.disable(&args.name, options))?;
     Ok(changed(&report, "disabled"))
 }
 
 /// `ugraft unload NAME`
 pub fn unload(args: &UnloadArgs) -> Result<Outcome> {
-    let report = Session::open(pid(args.target))?.unload(&args.name, within(args.timeout.timeout))?;
+    let options = within(args.timeout.timeout);
+    let report = change(args.target, |session| session.unload(&args.name, options))?;
     Ok(changed(&report, "unloaded"))
 }
 
 /// `ugraft wait NAME`
 pub fn wait(args: &WaitArgs) -> Result<Outcome> {
     let deadline = Instant::now() + args.timeout;
-    let mut session = Session::open_by(pid(args.target), deadline)?;
+    let session = Session::open_by(pid(args.target), deadline)?;
     let left = deadline.saturating_duration_since(Instant::now());
-    let report = session.wait(&args.name, within(left))?;
+    let report = noted(session, |session| session.wait(&args.name, within(left)))?;
     let life = report.life.map(|life| life.to_string()).unwrap_or_default();
     Ok(changed(&report, &life))
 }
 
 /// `ugraft reverse`
 pub fn reverse(args: &TransitionArgs) -> Result<Outcome> {
-    let report = Session::open(pid(args.target))?.reverse(within(args.timeout.timeout))?;
+    let report = change(args.target, |session| session.reverse(within(args.timeout.timeout)))?;
     Ok(changed(&report, "reversed"))
 }
 
 /// `ugraft force`
 pub fn force(args: &ForceArgs) -> Result<Outcome> {
-    let report = Session::open(pid(args.target))?.force(within(FORCE_WITHIN))?;
+    let report = change(args.target, |session| session.force(within(FORCE_WITHIN)))?;
     let mut outcome = changed(&report, "forced");
     let mixed = "threads that were still in the other version may run a mix of both until they leave it";
     outcome.notes.push(match &report.forced[..] {
@@ -174,6 +176,25 @@ pub fn check(args: &CheckArgs) -> Result<Outcome> {
         outcome.exit_code = exit::UNSAFE;
     }
     Ok(outcome)
+}
+
+/// Changes a target.
+fn change(
+    target: TargetArgs,
+    request: impl FnOnce(&mut Session) -> ugraft_process::Result<Report>,
+) -> Result<Report> {
+    noted(Session::open(pid(target))?, request)
+}
+
+/// What a request leads to; a failure with the remarks that were made on the way.
+fn noted(
+    mut session: Session,
+    request: impl FnOnce(&mut Session) -> ugraft_process::Result<Report>,
+) -> Result<Report> {
+    request(&mut session).map_err(|e| match session.notes() {
+        [] => e.into(),
+        notes => anyhow::Error::new(e).context(Notes(notes.to_vec())),
+    })
 }
 
 fn pid(args: TargetArgs) -> Pid {

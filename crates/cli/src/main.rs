@@ -10,7 +10,7 @@ mod text;
 
 use args::{Cli, Command, OutputArgs};
 use clap::{CommandFactory, Parser};
-use output::Outcome;
+use output::{Notes, Outcome};
 use std::process::ExitCode;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
@@ -34,8 +34,10 @@ fn main() -> ExitCode {
         Err(error) => {
             let failure = exit::Failure::of(&error);
             let message = message(&error);
-            output::print_error(name, &message, failure.kind, failure.code, failure.details, how);
-            ExitCode::from(failure.code)
+            let notes = error.downcast_ref().map_or(&[][..], |Notes(notes)| notes);
+            let code = failure.code;
+            output::print_failure(name, &message, notes, failure, how);
+            ExitCode::from(code)
         }
     }
 }

@@ -1,6 +1,7 @@
 //! How results are said: results on stdout, everything else on stderr.
 
 use crate::args::OutputArgs;
+use crate::exit::Failure;
 use serde_json::{Map, Value, json};
 use std::io::{IsTerminal, Write};
 
@@ -32,6 +33,16 @@ impl Outcome {
     }
 }
 
+/// Remarks that a failure comes with, beside what it says itself.
+#[derive(Clone, Debug, Default)]
+pub struct Notes(pub Vec<String>);
+
+impl std::fmt::Display for Notes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0.join("; "))
+    }
+}
+
 /// Prints what a command has to say; a reader that went away (EPIPE) is no error.
 pub fn print_outcome(command: &str, outcome: &Outcome, how: OutputArgs) {
     if how.json && !outcome.json.is_null() {
@@ -50,17 +61,23 @@ pub fn print_outcome(command: &str, outcome: &Outcome, how: OutputArgs) {
     }
 }
 
-/// Prints a failure.
-pub fn print_error(command: &str, message: &str, kind: &str, exit_code: u8, details: Value, how: OutputArgs) {
+/// Prints a failure, and what was remarked before it.
+pub fn print_failure(command: &str, message: &str, notes: &[String], failure: Failure, how: OutputArgs) {
     if how.json {
-        let mut error = json!({ "kind": kind, "message": message });
-        if !details.is_null() {
-            error["details"] = details;
+        let mut error = json!({ "kind": failure.kind, "message": message });
+        if !failure.details.is_null() {
+            error["details"] = failure.details;
         }
-        print_json(command, false, exit_code, json!({ "error": error }));
+        if !notes.is_empty() {
+            error["notes"] = notes.into();
+        }
+        print_json(command, false, failure.code, json!({ "error": error }));
         return;
     }
-    let _ = writeln!(std::io::stderr(), "ugraft: {message}");
+    let notes = notes.iter().filter(|_| !how.quiet);
+    for line in notes.map(String::as_str).chain([message]) {
+        let _ = writeln!(std::io::stderr(), "ugraft: {line}");
+    }
 }
 
 fn print_json(command: &str, ok: bool, exit_code: u8, fields: Value) {

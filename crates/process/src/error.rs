@@ -277,7 +277,10 @@ pub enum Error {
         blocked: Vec<crate::report::Blocked>,
     },
     /// A transition goes on: neither direction could be completed in the time given (EBUSY).
-    #[error("patch '{patch}' is still in transition: {}", crate::report::blocked_text(.blocked))]
+    #[error(
+        "patch '{patch}' is still in transition: {}; `ugraft wait {patch}` carries it on, `ugraft reverse` turns it round",
+        crate::report::blocked_text(.blocked)
+    )]
     InTransition {
         /// The patch.
         patch: String,

@@ -221,9 +221,9 @@ fn nanoseconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Resu
 #[must_use]
 pub(crate) fn blocked_text(blocked: &[Blocked]) -> String {
     let one = |b: &Blocked| {
-        let function = b.function.as_ref().map(|f| format!(" {f}")).unwrap_or_default();
         let frame = b.frame.map(|f| format!(" (frame {f})")).unwrap_or_default();
-        format!("{}:{function}{frame}: {}, for {:.1} s", b.who(), b.reason, b.since.as_secs_f64())
+        let place = b.function.as_ref().map(|f| format!(" {f}{frame}:")).unwrap_or_default();
+        format!("{}:{place} {}, for {:.1} s", b.who(), b.reason, b.since.as_secs_f64())
     };
     blocked.iter().map(one).collect::<Vec<_>>().join("; ")
 }

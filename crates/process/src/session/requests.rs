@@ -22,7 +22,7 @@ use crate::threads::priority::Prompt;
 use crate::{Error, Pid, Result, resolvers};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use ugraft_core::{AlreadySo, Due, Event, Life, Refusal};
+use ugraft_core::{AlreadySo, Direction, Due, Event, Life, Refusal, Transition};
 use ugraft_image::PatchFile;
 
 /// How a request is to be carried out.
@@ -51,28 +51,37 @@ impl Session {
     pub fn load(&mut self, patch: &PatchFile, enable: bool, options: Options) -> Result<Report> {
         let _prompt = Prompt::begin();
         let name = patch.metadata().name.clone();
+        if self.in_transition().is_ok_and(|moving| moving == name) {
+            self.notes.push(format!("a patch '{name}' is loaded already; this file is not loaded"));
+        }
         self.take_up(options)?;
         self.attempt(|session| session.load_fresh(patch, enable, options), &name, options)
     }
 
-    /// Enables a loaded patch.
+    /// Enables a loaded patch. One that is just being disabled is turned round.
     ///
     /// # Errors
-    /// As [`Session::load`].
+    /// As [`Session::load`]; [`Error::InTransition`] where it was turned round and does not complete in the time given.
     pub fn enable(&mut self, name: &str, options: Options) -> Result<Report> {
         let _prompt = Prompt::begin();
+        if let Some(report) = self.turn_towards(Direction::Patching, name, options)? {
+            return Ok(report);
+        }
         self.take_up(options)?;
         self.require_patched()?;
         let event = Event::Enable { patch: name.to_owned(), ignore_order: options.ignore_order };
         self.attempt(|session| session.change(event.clone(), name, options), name, options)
     }
 
-    /// Disables an enabled patch.
+    /// Disables an enabled patch. One that is just being enabled is turned round.
     ///
     /// # Errors
-    /// As [`Session::load`].
+    /// As [`Session::enable`].
     pub fn disable(&mut self, name: &str, options: Options) -> Result<Report> {
         let _prompt = Prompt::begin();
+        if let Some(report) = self.turn_towards(Direction::Unpatching, name, options)? {
+            return Ok(report);
+        }
         self.take_up(options)?;
         self.require_patched()?;
         let event = Event::Disable { patch: name.to_owned(), ignore_order: options.ignore_order };
@@ -148,17 +157,53 @@ impl Session {
         let _prompt = Prompt::begin();
         self.require_patched()?;
         let name = self.in_transition()?;
+        self.resume(Instant::now() + options.timeout)?;
+        self.complete_reversed(&name, options)
+    }
+
+    /// Where the patch called `name` is in its transition in the other direction, which has begun, turns that round: asking for
+    /// the opposite is a wish for that. `None` where there is nothing to be turned round.
+    fn turn_towards(&mut self, wanted: Direction, name: &str, options: Options) -> Result<Option<Report>> {
+        if self.moves_away_from(wanted, name) {
+            self.resume(Instant::now() + options.timeout)?;
+        }
+        // Taken up, it may turn out never to have begun, to be over, or to be turned round already.
+        if !self.moves_away_from(wanted, name) {
+            return Ok(None);
+        }
+        let (was, now) = match wanted {
+            Direction::Patching => ("disabled", "enabled"),
+            Direction::Unpatching => ("enabled", "disabled"),
+        };
+        self.notes.push(format!(
+            "patch '{name}' was being {was}; its transition is turned round, to have it {now}"
+        ));
+        self.complete_reversed(name, options).map(Some)
+    }
+
+    fn moves_away_from(&self, wanted: Direction, name: &str) -> bool {
+        let direction = self.document.state.transition().map(Transition::direction);
+        direction == Some(wanted.opposite()) && self.in_transition().is_ok_and(|moving| moving == name)
+    }
+
+    /// Turns the transition of the patch called `name` round, if it still runs, and carries it to its end.
+    fn complete_reversed(&mut self, name: &str, options: Options) -> Result<Report> {
         let deadline = Instant::now() + options.timeout;
-        self.resume(deadline)?;
         if self.document.state.transition().is_some() {
             self.turn_round(deadline)?;
             if let Standing::Pending(hindrances) = self.converge(deadline)? {
-                return Err(self.still_in_transition(&name, hindrances));
+                return Err(self.still_in_transition(name, hindrances));
             }
         }
         self.settle_libraries(Instant::now() + options.timeout)?;
         self.sweep(Instant::now() + options.timeout)?;
-        self.trouble.take().map_or_else(|| Ok(self.report(&name, None)), Err)
+        self.trouble.take().map_or_else(|| Ok(self.report(name, None)), Err)
+    }
+
+    /// What has been remarked so far: a request that fails may have done something else before.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Completes the running transition without proof that it is safe.
