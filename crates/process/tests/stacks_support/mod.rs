@@ -1,6 +1,8 @@
 //! What the tests of stacks share: programs compiled on the spot, run under ptrace, and gone when the test is.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod programs;
+
 use object::{Object, ObjectSymbol};
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
