@@ -108,7 +108,7 @@ fn main() -> Result<()> {
         }
         Task::Torture { calls, seconds, seed, variant, threads } => {
             let mut command = cargo();
-            command.args(["test", "--package", "ugraft-tests", "--test", "torture"]);
+            command.args(["test", "--release", "--package", "ugraft-tests", "--test", "torture"]);
             command.env("UGRAFT_TORTURE_CALLS", format!("{calls:.0}"));
             command.env("UGRAFT_TORTURE_SECONDS", seconds.to_string());
             command.env("UGRAFT_TORTURE_SEED", seed.to_string());
