@@ -42,6 +42,7 @@ KLP_VERSION("2");
 //>   "schema": "ugraft/1",
 //>   "status": {
 //>     "comm": "target",
+//>     "hook": null,
 //>     "mapped_bytes": [..],
 //>     "patches": [],
 //>     "pid": $target,

@@ -91,6 +91,7 @@ KLP_PATCH(patch);
 //>   "schema": "ugraft/1",
 //>   "status": {
 //>     "comm": "target",
+//>     "hook": null,
 //>     "mapped_bytes": [..],
 //>     "patches": [
 //>       {

@@ -73,6 +73,18 @@ pub fn status(status: &Status) -> String {
     if status.tool_at_work {
         text += &format!("\n{}", at_work(status.tool.as_ref()));
     }
+    if let Some(hook) = &status.hook {
+        text += &format!(
+            "\nthread {} ({}) has been in the {} callback of patch '{}' for the library '{}' for {}: until it returns no thread can \
+             load or unload another, and no command can change anything",
+            hook.tid,
+            hook.comm,
+            hook.callback,
+            hook.patch,
+            hook.object,
+            time(hook.since)
+        );
+    }
     match &status.transition {
         Some(t) => text += &format!("\n{}", transition(t)),
         None if !status.patches.is_empty() => text += "\nno patch is in transition",

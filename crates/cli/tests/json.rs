@@ -95,7 +95,17 @@ fn every_command_keeps_to_the_schema() {
     let status = &json(&["status", "--pid", pid], 0)["status"];
     assert_eq!(
         fields(status),
-        ["comm", "mapped_bytes", "patches", "pid", "tool", "tool_at_work", "transition", "written_by"]
+        [
+            "comm",
+            "hook",
+            "mapped_bytes",
+            "patches",
+            "pid",
+            "tool",
+            "tool_at_work",
+            "transition",
+            "written_by"
+        ]
     );
     let listed = &json(&["list", "--pid", pid], 0)["patches"][0];
     assert_eq!(listed["name"], "fix");

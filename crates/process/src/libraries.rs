@@ -21,6 +21,7 @@ mod hook;
 mod noted;
 mod present;
 mod publish;
+pub(crate) mod running;
 mod settle;
 pub mod table;
 

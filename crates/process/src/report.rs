@@ -131,6 +131,8 @@ pub struct Status {
     pub patches: Vec<PatchStatus>,
     /// The transition that runs.
     pub transition: Option<TransitionReport>,
+    /// The callback that a thread runs in its loader for a library that comes or goes.
+    pub hook: Option<HookReport>,
     /// Whether a tool is at work on it right now.
     pub tool_at_work: bool,
     /// Which one, where that can be seen from here.
@@ -154,6 +156,25 @@ impl ToolReport {
     pub(crate) fn of(holder: Holder) -> Option<Self> {
         Some(Self { pid: holder.pid?.0, stopped: holder.stopped })
     }
+}
+
+/// A callback that runs for a library that comes or goes, on the thread that loads or unloads it. As long as it runs, no thread can load
+/// or unload another, and no command can change anything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HookReport {
+    /// The thread.
+    pub tid: i32,
+    /// Its name.
+    pub comm: String,
+    /// The patch.
+    pub patch: String,
+    /// The library.
+    pub object: String,
+    /// Which callback.
+    pub callback: &'static str,
+    /// For how long, in nanoseconds.
+    #[serde(rename = "since_ns", serialize_with = "nanoseconds")]
+    pub since: Duration,
 }
 
 /// A transition as it stands.

@@ -59,6 +59,21 @@ pub enum Unstoppable {
     /// It, or another thread, is loading or unloading a library, or in a callback for one.
     #[error("it is loading or unloading a library")]
     InLoader,
+    /// It runs a callback of a patch for a library that comes or goes.
+    #[error(
+        "it has been in the {callback} callback of patch '{patch}' for the library '{object}' for {:.1} s, and holds the loader's lock",
+        .since.as_secs_f64()
+    )]
+    InHook {
+        /// Which callback.
+        callback: &'static str,
+        /// The patch.
+        patch: String,
+        /// The library.
+        object: String,
+        /// For how long.
+        since: Duration,
+    },
     /// Anything else; the state letter of proc(5).
     #[error("it is in state {0}")]
     Other(char),

@@ -3,6 +3,7 @@
 use crate::callbacks::params::ParamReport;
 use crate::code::pending::PendingTable;
 use crate::code::stub::{WORD_BEGUN, WORD_TABLE};
+use crate::libraries::running::running;
 use crate::report::describe::age;
 use crate::report::view::{self, View};
 use crate::report::{Blocked, CallbackReport, Status, ToolReport, TransitionReport};
@@ -111,6 +112,7 @@ impl View {
             pid: target.pid().0,
             comm: target.comm()?,
             patches: document.state.status(),
+            hook: if self.document_only { None } else { running(target, document)? },
             transition,
             tool_at_work: tool.is_some(),
             tool: tool.and_then(ToolReport::of),

@@ -502,6 +502,8 @@ impl Session {
                 continue;
             }
             match patched_by.map(|patch| patch.name().to_owned()) {
+                // Of what comes just now the hook will say.
+                Some(_) if self.in_loader()?.is_some() => {}
                 Some(patch) => self.notes.push(format!(
                     "{name} was loaded after patch '{patch}' was enabled, which does not change it; disable and enable \
                      '{patch}'"

@@ -1,6 +1,8 @@
 //! The session's stops of its target, each counted in what the work has cost.
 
+use crate::libraries::running::running;
 use crate::remote::mapping;
+use crate::report::HookReport;
 use crate::session::Session;
 use crate::stacks::Blocker;
 use crate::stacks::suspended::MemoryHit;
@@ -56,7 +58,13 @@ impl Session {
             self.let_go(stopped)?;
             if Instant::now() >= until {
                 let comm = self.target.thread_stat(tid)?.map_or_else(|| "?".to_owned(), |stat| stat.comm);
-                return Ok(Err(Hindrance::Unstoppable { tid, comm, why: Unstoppable::InLoader }));
+                let why = match running(&self.target, &self.document)? {
+                    Some(HookReport { callback, patch, object, since, .. }) => {
+                        Unstoppable::InHook { callback, patch, object, since }
+                    }
+                    None => Unstoppable::InLoader,
+                };
+                return Ok(Err(Hindrance::Unstoppable { tid, comm, why }));
             }
             std::thread::sleep(PAUSE);
         }
