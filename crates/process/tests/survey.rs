@@ -172,23 +172,25 @@ struct Tally {
     calls: usize,
 }
 
+/// The segments of a file with code, or with read-only data.
+fn segments<'a>(elf: &object::File<'a>, exec: bool) -> Vec<Text<'a>> {
+    let wanted = |flags| {
+        let SegmentFlags::Elf { p_flags } = flags else { return false };
+        (p_flags & object::elf::PF_X != 0) == exec && p_flags & object::elf::PF_W == 0
+    };
+    let segments = elf.segments().filter(|s| wanted(s.flags()));
+    segments.map(|s| Text { addr: RemoteAddr(s.address()), bytes: s.data().unwrap() }).collect()
+}
+
 fn survey(path: &str) -> Tally {
     let file = std::fs::read(path).unwrap();
     let elf = object::File::parse(&*file).unwrap();
     let functions = functions(&elf);
     let neighbours: Vec<Range<RemoteAddr>> =
         functions.iter().map(|(start, (size, _))| RemoteAddr(*start)..RemoteAddr(start + size)).collect();
-    let segment = |exec: bool| {
-        elf.segments().filter(move |s| {
-            let SegmentFlags::Elf { p_flags } = s.flags() else { return false };
-            (p_flags & object::elf::PF_X != 0) == exec && p_flags & object::elf::PF_W == 0
-        })
-    };
-    let data: Vec<Text<'_>> =
-        segment(false).map(|s| Text { addr: RemoteAddr(s.address()), bytes: s.data().unwrap() }).collect();
+    let data = segments(&elf, false);
     let mut tally = Tally::default();
-    for text in segment(true) {
-        let text = Text { addr: RemoteAddr(text.address()), bytes: text.data().unwrap() };
+    for text in segments(&elf, true) {
         let branches = Branches::of(text);
         let decoded = decoded_branches(text, &neighbours);
         for (i, (start, (size, name))) in functions.iter().enumerate() {
@@ -254,4 +256,39 @@ fn nearly_all_functions_can_be_redirected() {
         );
         assert!(percent <= MAX_REFUSED, "{path}: {percent:.2} % refused");
     }
+}
+
+/// The functions that unwinders ask are judged by what lies around them (`Finder::find_at`), and all text says the same of them.
+#[test]
+fn what_unwinders_ask_is_judged_alike_by_its_surroundings() {
+    const AROUND: i64 = 512;
+    let mut found = 0;
+    for path in [FILES[0], "/lib/ld-musl-x86_64.so.1"].into_iter().filter(|path| Path::new(path).exists()) {
+        let file = std::fs::read(path).unwrap();
+        let elf = object::File::parse(&*file).unwrap();
+        let data = segments(&elf, false);
+        let named = |name: &str| elf.dynamic_symbols().find(|s| s.name() == Ok(name) && s.is_definition());
+        for symbol in ["_dl_find_object", "dl_iterate_phdr"].into_iter().filter_map(named) {
+            let start = RemoteAddr(symbol.address());
+            let all = segments(&elf, true).into_iter().find(|text| text.range().contains(&start)).unwrap();
+            let end = start.offset(symbol.size() as i64 + AROUND).min(all.range().end);
+            let around = start.offset(-AROUND).max(all.addr)..end;
+            let judged = |text: Text<'_>| {
+                Entry::analyze(&Function {
+                    start,
+                    size: symbol.size(),
+                    text,
+                    memory: None,
+                    neighbours: &[],
+                    data: &data,
+                    taken: &[],
+                })
+            };
+            let near = judged(Text { addr: around.start, bytes: all.get(around.clone()).unwrap() });
+            assert!(near.is_ok(), "{path}: {near:?}");
+            assert_eq!(near, judged(all), "{path}");
+            found += 1;
+        }
+    }
+    assert!(found > 0, "a C library has such functions");
 }

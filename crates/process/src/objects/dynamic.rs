@@ -46,6 +46,7 @@ pub(crate) struct Dynamic {
     pltrelsz: u64,
     pub(crate) pltgot: Option<RemoteAddr>,
     defined: OnceLock<Vec<(u16, String)>>,
+    imports: OnceLock<Vec<Vec<u8>>>,
     flags: u64,
     textrel: bool,
     /// Value of DT_DEBUG: the address of `r_debug`, once the loader has filled it in.
@@ -238,6 +239,41 @@ impl Dynamic {
         Ok(None)
     }
 
+    /// Whether the object refers to `name` of another object, or has it itself. It may be taken for a longer name that ends so.
+    pub(crate) fn mentions(&self, pages: &Pages<'_>, name: &str) -> Result<bool> {
+        // The names of all symbols of a library are a hundred times as much to read as those of its imports.
+        let hashed = self.lookup(pages, name, |_| Ok(Some(())))?.is_some();
+        Ok(hashed || self.imports(pages)?.iter().any(|import| import.ends_with(name.as_bytes())))
+    }
+
+    /// Names that a GNU hash table leaves out: of what others are to define. The other kind has these, too.
+    fn imports(&self, pages: &Pages<'_>) -> Result<&[Vec<u8>]> {
+        if let Some(known) = self.imports.get() {
+            return Ok(known);
+        }
+        let read = self.read_imports(pages)?;
+        Ok(self.imports.get_or_init(|| read))
+    }
+
+    fn read_imports(&self, pages: &Pages<'_>) -> Result<Vec<Vec<u8>>> {
+        let (Some(table), Some(strings)) = (self.gnu_hash, self.strtab) else { return Ok(Vec::new()) };
+        let Some(gnu) = GnuHash::read(pages, table)? else { return Ok(Vec::new()) };
+        if gnu.is_empty(pages)? {
+            // GNU ld says nothing of the other symbols then. The strings are few, and one may be the end of a longer one.
+            let strings = pages.memory().read_vec(strings, self.strsz as usize)?;
+            return Ok(strings.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect());
+        }
+        let mut names = Vec::new();
+        for index in 1..gnu.symoffset {
+            let Some(symbol) = self.symbol(pages, index)? else { break };
+            if symbol.name != 0 && u64::from(symbol.name) < self.strsz {
+                let at = RemoteAddr(strings.0.wrapping_add(u64::from(symbol.name)));
+                names.extend(pages.cstr(at, MAX_NAME)?);
+            }
+        }
+        Ok(names)
+    }
+
     /// How many symbols the table has: neither hash table says so directly.
     pub(crate) fn symbol_count(&self, pages: &Pages<'_>) -> Result<u64> {
         if let Some(table) = self.hash {
@@ -409,7 +445,9 @@ impl GnuHash {
             bloom_words: pages.u32(table.offset(8))?,
             shift: pages.u32(table.offset(12))?,
         };
-        let sane = gnu.buckets > 0 && u64::from(gnu.buckets) <= MAX_DYNSYMS && gnu.bloom_words > 0;
+        let sane = gnu.buckets > 0
+            && u64::from(gnu.buckets.max(gnu.symoffset)) <= MAX_DYNSYMS
+            && gnu.bloom_words > 0;
         Ok(sane.then_some(gnu))
     }
 
@@ -423,6 +461,16 @@ impl GnuHash {
 
     fn bucket(&self, bucket: u32) -> RemoteAddr {
         self.at(16 + 8 * u64::from(self.bloom_words) + 4 * u64::from(bucket))
+    }
+
+    /// Whether it covers no symbol.
+    fn is_empty(&self, pages: &Pages<'_>) -> Result<bool> {
+        for bucket in 0..self.buckets {
+            if pages.u32(self.bucket(bucket))? != 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// `index` is at least `symoffset`.

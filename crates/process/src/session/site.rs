@@ -3,7 +3,6 @@
 use crate::code::entry::{Entry, EntryRefusal};
 use crate::code::function::{Branches, Function as Code, MAX_TABLE_LEN, Text, possible_tables};
 use crate::objects::elf_file::Segment;
-use crate::objects::symbols::Function;
 use crate::objects::{Object, ObjectId, Objects};
 use crate::state::document::Site;
 use crate::target::maps::Maps;
@@ -20,7 +19,9 @@ const COMPARED: i64 = 256;
 /// From so many functions on, the branches of their object are looked up once for all of them.
 const MANY: usize = 10;
 /// A function shorter than this may have to share a jump with the padding behind it.
-const SHORT: u64 = 16;
+const SHORT: i64 = 16;
+/// So much of the text before and behind a function is looked at where not all of it is; more than any short branch reaches.
+const SURROUNDINGS: i64 = 512;
 
 /// Finds functions; keeps the text of each object it has read.
 #[derive(Debug)]
@@ -67,31 +68,65 @@ impl<'a, 't> Finder<'a, 't> {
     pub fn find(&mut self, func: &FuncId) -> Result<Site> {
         let function = self.objects.function(func.object.as_deref(), &func.name, func.sympos)?;
         let object = self.objects.get(function.object);
-        let refused = |reason| Error::Entry { function: func.to_string(), reason };
-        let outside = || refused(EntryRefusal::OutsideText(function.address));
+        let outside = || Error::Entry {
+            function: func.to_string(),
+            reason: EntryRefusal::OutsideText(function.address),
+        };
         let mapping = self.maps.find(function.address).ok_or_else(outside)?;
         if !self.read_text(object, function.address)? {
             return Err(outside());
         }
         let known = self.texts.get(&object.id()).ok_or_else(outside)?;
-        let compared = function.address.offset(-COMPARED).max(known.range.start)
-            ..function.address.offset(COMPARED).min(known.range.end);
+        let entry = self.analyze(object, function.range(), known.text(), known.branches.as_ref());
+        let entry = entry?.map_err(|reason| Error::Entry { function: func.to_string(), reason })?;
+        self.taken.extend(entry.written());
+        Ok(Site { func: func.clone(), entry, code: function.ranges(), file: (mapping.dev, mapping.inode) })
+    }
+
+    /// Analyses the entry of `func`, which lies at `range` of `object`, as [`Finder::find`] does, but from what lies around it
+    /// alone: for functions known to be a compiler's, of which no other branches behind the first byte. All text of a C library is
+    /// a megabyte to read and to look through.
+    ///
+    /// # Errors
+    /// [`Error::Entry`] where it cannot be redirected.
+    pub fn find_at(&mut self, func: &FuncId, object: &Object<'_>, range: Range<RemoteAddr>) -> Result<Entry> {
+        let refused = |reason| Error::Entry { function: func.to_string(), reason };
+        let text = segment(object, range.start, |s| s.is_text())
+            .ok_or_else(|| refused(EntryRefusal::OutsideText(range.start)))?;
+        let around = range.start.offset(-SURROUNDINGS).max(text.start)
+            ..range.end.offset(SURROUNDINGS).min(text.end).max(range.start);
+        let bytes = object.file_bytes(around.clone())?;
+        let text = Text { addr: around.start, bytes: &bytes };
+        let entry = self.analyze(object, range, text, None)?.map_err(refused)?;
+        self.taken.extend(entry.written());
+        Ok(entry)
+    }
+
+    /// Judges a function by `text` of its object's file, and `branches` of that if they are known.
+    fn analyze(
+        &self,
+        object: &Object<'_>,
+        range: Range<RemoteAddr>,
+        text: Text<'_>,
+        branches: Option<&Branches>,
+    ) -> Result<Result<Entry, EntryRefusal>> {
+        let covered = text.range();
+        let compared =
+            range.start.offset(-COMPARED).max(covered.start)..range.start.offset(COMPARED).min(covered.end);
         let bytes =
             self.memory.read_vec(compared.start, compared.end.distance_from(compared.start) as usize)?;
-        let tables = self.tables(object, possible_tables(known.text().clip(function.range())));
+        let tables = self.tables(object, possible_tables(text.clip(range.clone())));
         let data: Vec<_> = tables.iter().map(|(addr, bytes)| Text { addr: *addr, bytes }).collect();
         let code = Code {
-            start: function.address,
-            size: function.size,
-            text: known.text(),
+            start: range.start,
+            size: range.end.distance_from(range.start) as u64,
+            text,
             memory: Some(Text { addr: compared.start, bytes: &bytes }),
-            neighbours: &neighbours(object, &function)?,
+            neighbours: &neighbours(object, &range)?,
             data: &data,
             taken: &self.taken,
         };
-        let entry = Entry::analyze_with(&code, known.branches.as_ref()).map_err(refused)?;
-        self.taken.extend(entry.written());
-        Ok(Site { func: func.clone(), entry, code: function.ranges(), file: (mapping.dev, mapping.inode) })
+        Ok(Entry::analyze_with(&code, branches))
     }
 
     /// Reads the text segment of the object's file that `addr` lies in, unless that is the one at hand; false where there is
@@ -129,12 +164,11 @@ impl<'a, 't> Finder<'a, 't> {
 }
 
 /// Where the functions begin that lie right behind a short one, by their frame descriptions.
-fn neighbours(object: &Object<'_>, function: &Function) -> Result<Vec<Range<RemoteAddr>>> {
+fn neighbours(object: &Object<'_>, function: &Range<RemoteAddr>) -> Result<Vec<Range<RemoteAddr>>> {
     let mut found = Vec::new();
-    if function.size < SHORT {
-        let end = function.range().end;
+    if function.end.distance_from(function.start) < SHORT {
         for at in 0..SHORT {
-            if let Some(fde) = object.fde_at(end.offset(at as i64))? {
+            if let Some(fde) = object.fde_at(function.end.offset(at))? {
                 found.push(fde.range);
                 break;
             }

@@ -22,6 +22,7 @@
 
 use crate::code::entry::{Entry, Installed};
 use crate::code::thunk;
+use crate::objects::scope::Value;
 use crate::objects::{Objects, Role};
 use crate::remote::mapping::{Part as MappedPart, Prot};
 use crate::report::describe;
@@ -30,7 +31,7 @@ use crate::session::batch::{Batch, PAGE};
 use crate::session::look::{Looker, entry_bytes, watch_range};
 use crate::session::site::Finder;
 use crate::stacks::watch::{Part, Watch, WatchRange};
-use crate::state::document::{Document, Site};
+use crate::state::document::Document;
 use crate::target::Target;
 use crate::target::maps::Maps;
 use crate::target::memory::Memory;
@@ -160,12 +161,10 @@ fn may_unwind(objects: &Objects<'_>, patch: &PatchFile) -> Result<bool> {
             continue;
         }
         let dynamic = object.dynamic()?;
-        let Some(strings) = dynamic.strtab else { continue };
-        let strings = object.pages.memory().read_vec(strings, dynamic.strsz as usize)?;
-        // A string may be the end of a longer one, so one that only ends so counts, too.
-        let names = strings.split(|byte| *byte == 0);
-        if names.into_iter().any(|name| WAYS_TO_UNWIND.iter().any(|way| name.ends_with(way.as_bytes()))) {
-            return Ok(true);
+        for name in WAYS_TO_UNWIND {
+            if dynamic.mentions(&object.pages, name)? {
+                return Ok(true);
+            }
         }
     }
     Ok(false)
@@ -192,23 +191,22 @@ pub fn plan(
     let len = layout.size + thunks_len;
     let reach: Vec<_> = sites
         .iter()
-        .flat_map(|(site, _)| [vec![site.entry.jump()], thunk::references(&site.entry)].concat())
+        .flat_map(|(_, entry, _)| [vec![entry.jump()], thunk::references(entry)].concat())
         .collect();
     let mapping = batch.ground.take(len, &reach)?;
     let linked = ugraft_image::link(&file, mapping.start, &mut Nothing)?;
     let thunks = mapping.start.offset(layout.size as i64);
     let mut code = vec![0xcc; sites.len() * THUNK_LEN];
     let (mut hooks, mut originals) = (Vec::new(), Vec::new());
-    for (i, (site, ours)) in sites.into_iter().enumerate() {
+    for (i, (func, entry, ours)) in sites.into_iter().enumerate() {
         let at = thunks.offset((i * THUNK_LEN) as i64);
-        let function = site.func.to_string();
-        let bytes =
-            thunk::emit(&site.entry, at, false).map_err(|reason| Error::Thunk { function, reason })?;
+        let function = func.to_string();
+        let bytes = thunk::emit(&entry, at, false).map_err(|reason| Error::Thunk { function, reason })?;
         code[i * THUNK_LEN..][..bytes.len()].copy_from_slice(&bytes);
         let landing = linked.symbols.iter().find(|symbol| symbol.name == ours);
         let landing = landing.ok_or_else(|| missing(ours))?.addr;
         originals.push((original_of(ours), at));
-        hooks.push(Hook { func: site.func, entry: site.entry, landing });
+        hooks.push(Hook { func, entry, landing });
     }
     let table = linked.variables.iter().find(|symbol| symbol.name == UNWINDER_TABLE);
     let table = table.ok_or_else(|| missing(UNWINDER_TABLE))?.addr;
@@ -237,21 +235,28 @@ fn original_of(ours: &str) -> usize {
     }
 }
 
-/// The functions of the target that are to lead to ours, and which of ours.
+/// The functions of the target that are to lead to ours, with the analysis of their entries, and which of ours.
 fn sites(
     target: &Target,
     maps: &Maps,
     objects: &Objects<'_>,
     document: &Document,
-) -> Result<Vec<(Site, &'static str)>> {
+) -> Result<Vec<(FuncId, Entry, &'static str)>> {
     let scope = objects.scope(&[])?;
     let mut finder = Finder::new(target.memory(), maps, objects, &document.sites);
     let mut sites = Vec::new();
     for (name, ours) in UNWINDER_FUNCTIONS {
         let Ok(found) = scope.resolve(name, None) else { continue };
         let object = objects.get(found.object);
-        let object = (object.role() != Role::Main).then(|| object.name().to_owned());
-        sites.push((finder.find(&FuncId { object, name: name.to_owned(), sympos: 0 })?, ours));
+        let library = (object.role() != Role::Main).then(|| object.name().to_owned());
+        let func = FuncId { object: library, name: name.to_owned(), sympos: 0 };
+        let entry = match found.value {
+            Value::Address(start) if found.size > 0 => {
+                finder.find_at(&func, object, start..start.offset(found.size as i64))?
+            }
+            _ => finder.find(&func)?.entry,
+        };
+        sites.push((func, entry, ours));
     }
     Ok(sites)
 }

@@ -63,11 +63,12 @@ fn is_go(object: &Object<'_>) -> bool {
 
 fn used_by(object: &Object<'_>) -> Result<Option<&'static str>> {
     let (dynamic, pages) = (object.dynamic()?, &object.pages);
-    let Some(strings) = dynamic.strtab else { return Ok(None) };
-    let strings = pages.memory().read_vec(strings, dynamic.strsz as usize)?;
-    // A string may be the end of a longer one.
-    let named = |name: &&'static str| strings.split(|b| *b == 0).any(|s| s.ends_with(name.as_bytes()));
-    let candidates: Vec<_> = SWITCHERS.into_iter().filter(|name| named(name)).collect();
+    let mut candidates = Vec::new();
+    for name in SWITCHERS {
+        if dynamic.mentions(pages, name)? {
+            candidates.push(name);
+        }
+    }
     if candidates.is_empty() {
         return Ok(None);
     }
