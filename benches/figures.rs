@@ -102,15 +102,19 @@ fn calls(workshop: &Workshop, rounds: usize) -> Result<()> {
     Ok(())
 }
 
-/// How long each command takes from the start of the program to its end, when the target's threads may be on any core.
+/// How long each command takes from the start of the program to its end, when the target's threads may be on any core. Most
+/// programs that run anywhere have an unwinder, which has to be told of a patch: the same with one.
 fn commands(workshop: &Workshop, rounds: usize) -> Result<()> {
-    let program = workshop.compile("gaps.c", "gaps", &[])?;
+    let plain = workshop.compile("gaps.c", "gaps", &[])?;
+    let unwinding = workshop.compile("gaps.c", "gaps-unwinding", &["-Wl,--no-as-needed", "-lstdc++"])?;
     let first = object(workshop, "first", &["-DCOUNT=1"])?;
     let second = object(workshop, "second", &["-DCOUNT=1", "-DREPLACE", "-DVALUE=2000"])?;
     println!("Wall time of the whole command, one function, in ms\n");
     println!("| threads | load | load, replacing | disable | unload |\n|---|---|---|---|---|");
-    for (threads, crew) in [(1, "asleep"), (8, "asleep"), (64, "asleep"), (8, "calling"), (64, "calling")] {
-        let mut target = Target::start(&program, &[&threads.to_string(), crew, "alone"])?;
+    let crews = [(1, "asleep"), (8, "asleep"), (64, "asleep"), (8, "calling"), (64, "calling")];
+    let targets = crews.map(|(threads, crew)| (&plain, threads, crew, "")).into_iter();
+    for (program, threads, crew, what) in targets.chain([(&unwinding, 1, "asleep", ", with libstdc++")]) {
+        let mut target = Target::start(program, &[&threads.to_string(), crew, "alone"])?;
         let pid = target.pid();
         let mut walls = [const { Vec::new() }; 4];
         for _ in 0..rounds {
@@ -124,7 +128,7 @@ fn commands(workshop: &Workshop, rounds: usize) -> Result<()> {
         }
         target.ask("call")?;
         let cells = walls.map(|walls| Spread::of(walls).text(1));
-        println!("| {threads} {crew} | {} |", cells.join(" | "));
+        println!("| {threads} {crew}{what} | {} |", cells.join(" | "));
     }
     println!();
     Ok(())
