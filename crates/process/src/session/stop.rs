@@ -7,7 +7,6 @@ use crate::session::Session;
 use crate::stacks::Blocker;
 use crate::stacks::suspended::MemoryHit;
 use crate::stacks::watch::WatchRange;
-use crate::threads::crowd;
 use crate::threads::{self, Release, StoppedProcess, StoppedThread, Unstoppable};
 use crate::{Error, RemoteAddr, Result, Tid, remote};
 use std::ops::Range;
@@ -105,8 +104,7 @@ impl Session {
     ) -> Result<bool> {
         let maps = self.recent_maps()?;
         let asleep = stopped.threads().iter().position(|thread| thread.blocked_call().is_some());
-        let awake = stopped.threads().iter().filter(|thread| thread.blocked_call().is_none()).count();
-        let done = match asleep.filter(|_| !crowd::fills_processors(awake)) {
+        let done = match asleep.filter(|_| !stopped.is_crowded()) {
             Some(asleep) => {
                 let (mut thread, report) = stopped.resume_but(asleep)?;
                 self.cost.add_stop(report.threads, report.total, report.longest);

@@ -34,6 +34,8 @@ pub struct ThreadStat {
     pub start_code: RemoteAddr,
     /// See [`start_code`](Self::start_code).
     pub start_stack: RemoteAddr,
+    /// The processor it runs on, waits for, or ran on last.
+    pub processor: u32,
     /// See [`start_code`](Self::start_code). The heap (`brk`) grows upwards from here.
     pub start_brk: RemoteAddr,
 }
@@ -90,6 +92,7 @@ impl ThreadStat {
             start_time: number(22)?,
             start_code: RemoteAddr(number(26)?),
             start_stack: RemoteAddr(number(28)?),
+            processor: field(39)?.parse().ok()?,
             start_brk: RemoteAddr(number(47)?),
         })
     }
@@ -138,7 +141,7 @@ mod tests {
             (stat.start_time, stat.start_code, stat.start_stack),
             (4242, RemoteAddr(4_198_400), RemoteAddr(140_000))
         );
-        assert_eq!(stat.start_brk, RemoteAddr(300));
+        assert_eq!((stat.processor, stat.start_brk), (1, RemoteAddr(300)));
         assert!(!stat.is_dead() && !stat.is_worker() && !stat.is_kernel_thread());
         assert_eq!(ThreadStat::parse("nonsense"), None);
     }

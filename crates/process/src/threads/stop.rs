@@ -5,6 +5,7 @@ use crate::limits::{POLL_MAX, POLL_MIN, STOP_ROUNDS};
 use crate::target::stat::ThreadStat;
 use crate::target::{Target, permission_advice, tracer_of};
 use crate::threads::awaited::{Awaited, Seen, abandon, look, settle, take_back};
+use crate::threads::crowd::Crowd;
 use crate::threads::priority::Urgent;
 use crate::threads::ptrace::Event;
 use crate::threads::rescue::Attaching;
@@ -14,6 +15,9 @@ use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 /// Stops every thread of the target, or none: on any error all are let go.
+///
+/// Threads that sleep are stopped before those that run are asked to: so these stand still for no longer than it takes to
+/// stop them alone. Where they fill the processors all are asked at once, since sleepers would have to wait for a processor.
 ///
 /// `within` bounds the time until all are stopped.
 ///
@@ -28,17 +32,31 @@ pub fn stop_all(target: &Target, within: Duration) -> Result<StoppedProcess> {
     let mut known = HashSet::new();
     let mut workers = Vec::new();
     // Before anything stops: attach to all, and see that each can stop. That costs a thread next to nothing.
-    let mut seized = Seized { pid: target.pid(), tids: Vec::new() };
+    let [mut seized, mut running] = [(); 2].map(|()| Seized { pid: target.pid(), tids: Vec::new() });
+    let mut crowd = Crowd::default();
     for tid in listed {
         known.insert(tid);
         match stoppable(target, tid, deadline)? {
             Some(stat) if stat.is_worker() => workers.push(tid),
-            Some(_) => seized.add(target, tid)?,
+            Some(stat) => {
+                crowd.add(tid, &stat);
+                if stat.state == 'R' { &mut running } else { &mut seized }.add(target, tid)?;
+            }
             None => {}
         }
     }
-    let mut process =
-        StoppedProcess { threads: Vec::new(), workers, since: Instant::now(), died: 0, _urgent: urgent };
+    let mut process = StoppedProcess {
+        threads: Vec::new(),
+        workers,
+        since: Instant::now(),
+        died: 0,
+        crowded: crowd.is_full(),
+        _urgent: urgent,
+    };
+    if !process.crowded {
+        process.died += wait_all(target, seized.interrupt(), deadline, &mut process.threads)?;
+    }
+    seized.tids.append(&mut running.tids);
     let mut before = Vec::new();
     for _ in 0..STOP_ROUNDS {
         process.died += wait_all(target, seized.interrupt(), deadline, &mut process.threads)?;
@@ -66,9 +84,9 @@ pub fn stop_all(target: &Target, within: Duration) -> Result<StoppedProcess> {
         // A listing ends early where a thread dies under it (`next_tid` in fs/proc/base.c). A held one does not; and if the
         // same are listed twice none has died between.
         if seized.tids.is_empty() && (all_held || listed == before) {
-            // The first thread goes last, since it cannot be reaped before the others.
+            // In an order that does not depend on who stopped first.
             let first = target.pid().0;
-            process.threads.sort_by_key(|t| t.tid().0 == first);
+            process.threads.sort_by_key(|t| (t.tid().0 == first, t.tid()));
             // Its id cannot have been reused while we held its threads; it may have called exec.
             target.check_not_execed()?;
             return Ok(process);

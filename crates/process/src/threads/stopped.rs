@@ -31,6 +31,7 @@ pub struct StoppedProcess {
     pub(super) workers: Vec<Tid>,
     pub(super) since: Instant,
     pub(super) died: usize,
+    pub(super) crowded: bool,
     pub(super) _urgent: Urgent,
 }
 
@@ -219,6 +220,11 @@ impl StoppedProcess {
         self.since
     }
 
+    /// Whether those that were running filled the processors, so that one of the others has to wait for its turn.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.crowded
+    }
+
     /// Lets all run on.
     ///
     /// # Errors
@@ -243,6 +249,8 @@ impl StoppedProcess {
     }
 
     fn resume_all(&mut self) -> Result<StopReport> {
+        // Whoever was running goes on first. The first thread goes last, since it cannot be reaped before the others.
+        self.threads.sort_by_key(|t| (t.tid.0 == t.pid.0, t.blocked_call().is_some()));
         let mut report =
             StopReport { threads: self.threads.len() + self.died, died: self.died, ..StopReport::default() };
         let mut result = Ok(());
