@@ -128,6 +128,13 @@ pub fn has_callbacks(desc: &PatchDesc) -> bool {
     desc.init || desc.exit || desc.objects.iter().any(|object| object.callbacks != Callbacks::default())
 }
 
+/// Whether callbacks of the patch run when it is enabled: such of objects that are loaded.
+#[must_use]
+pub fn calls_back_at_once(desc: &PatchDesc, objects: &Objects<'_>) -> bool {
+    let is_there = |name: Option<&str>| !matches!(objects.find(name), Err(SymbolError::NotLoaded { .. }));
+    desc.objects.iter().any(|o| o.callbacks != Callbacks::default() && is_there(o.name.as_deref()))
+}
+
 /// The sites of those of `funcs` that have none in `document` yet.
 ///
 /// # Errors

@@ -396,7 +396,7 @@ impl Session {
         plan::check_build_ids(&desc, &objects)?;
         plan::check_ambiguity(patch, &objects)?;
         self.note_objects(&objects)?;
-        if desc.init || enable && plan::has_callbacks(&desc) {
+        if desc.init || enable && plan::calls_back_at_once(&desc, &objects) {
             self.check_safe_point(Instant::now() + options.timeout)?;
         }
         if enable {
@@ -440,6 +440,11 @@ impl Session {
         let maps = self.recent_maps()?;
         let objects = objects_among(&target, &maps)?;
         self.check_undisturbed()?;
+        if let Event::Enable { .. } = event
+            && let Some(patch) = self.document.state.patch_named(name)
+        {
+            plan::check_build_ids(patch.desc(), &objects)?;
+        }
         self.note_objects(&objects)?;
         self.note_contexts(&objects, options);
         self.resolvers = resolvers(&objects)?;
