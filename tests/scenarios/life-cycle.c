@@ -139,6 +139,7 @@ KLP_LICENSE("MIT");
 //>   "schema": "ugraft/1",
 //>   "status": {
 //>     "comm": "target",
+//>     "hook": null,
 //>     "mapped_bytes": [..],
 //>     "patches": [
 //>       {

@@ -254,6 +254,8 @@ KLP_PATCH(patch);
 
 // Forced while unpatching: it is off, and stays.
 //@ start again: ./target
+//@ say ?
+//@ expect f 0 g 0 [ ]
 //@ $ ugraft load fix.o --pid $PID --quiet
 //@ say enter
 //@ expect inside anew
