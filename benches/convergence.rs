@@ -56,7 +56,7 @@ pub fn converge(workshop: &Workshop, threads: usize, rounds: usize) -> Result<()
     println!(
         "| share | ugraft, ms | longest pause, ms | stop everything and check, ms | its attempts |\n|---|---|---|---|---|"
     );
-    for percent in [10, 50, 90] {
+    for percent in [10.0, 50.0, 90.0, 99.9] {
         let target = Target::start(&program, &[&threads.to_string(), &percent.to_string()])?;
         let (mut walls, mut pauses) = (Vec::new(), Vec::new());
         let (mut others, mut attempts, mut never) = (Vec::new(), Vec::new(), 0);

@@ -15,7 +15,7 @@
 
 enum { PERIOD_US = 1000 };
 
-static long percent;
+static double percent;
 
 static inline __attribute__((always_inline)) void work(long us)
 {
@@ -33,8 +33,8 @@ __attribute__((noipa)) long elsewhere(long us) { work(us); return us; }
 static void *run(void *arg)
 {
 	for (;;) {
-		busy(PERIOD_US * percent / 100);
-		elsewhere(PERIOD_US * (100 - percent) / 100);
+		busy((long)(PERIOD_US * percent / 100));
+		elsewhere((long)(PERIOD_US * (100 - percent) / 100 + 0.5));
 	}
 	return arg;
 }
@@ -44,7 +44,7 @@ int main(int argc, char **argv)
 	if (argc != 3)
 		return 2;
 	pthread_t thread;
-	percent = atoi(argv[2]);
+	percent = atof(argv[2]);
 	for (int i = atoi(argv[1]); i > 0; i--)
 		if (pthread_create(&thread, NULL, run, NULL))
 			return 1;
