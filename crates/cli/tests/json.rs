@@ -146,6 +146,12 @@ fn files_and_usage() {
     assert_eq!(json(&["info", source.to_str().unwrap()], 8)["error"]["kind"], "bad_patch_file");
     let missing = dir.path().join("missing.o");
     assert_eq!(json(&["info", missing.to_str().unwrap()], 8)["error"]["kind"], "bad_patch_file");
+    let (pipe, empty) = (dir.path().join("pipe.o"), dir.path().join("empty.o"));
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    std::fs::write(&empty, "").unwrap();
+    for odd in [&pipe, &empty, dir.path(), Path::new("/dev/null"), Path::new("/dev/zero")] {
+        assert_eq!(json(&["info", odd.to_str().unwrap()], 8)["error"]["kind"], "bad_patch_file");
+    }
     assert_eq!(ugraft(&["load"]).status.code(), Some(2));
     assert_eq!(ugraft(&["nonsense"]).status.code(), Some(2));
     assert_eq!(json(&["status", "--pid", "2147483647"], 4)["error"]["kind"], "no_such_process");
