@@ -60,8 +60,8 @@ KLP_PATCH(patch);
 //@ say ?
 //@ expect f 2
 //@ $ ugraft load fix.o --pid $PID --timeout 500ms
-//! ugraft: a patch 'fix' is loaded already; this file is not loaded
 //! ugraft: an earlier run left patch 'fix' in transition; it was taken up first
+//! ugraft: a patch 'fix' is loaded already; this file is not loaded
 //! ugraft: patch 'fix' is still in transition: thread [..] (target): [..], for [..] s; `ugraft wait fix` carries it on, `ugraft reverse` turns it round
 //= 5
 // Disabled: it is turned round. Who had not switched need not, so that nothing is in the way.
@@ -99,8 +99,8 @@ KLP_PATCH(patch);
 //@ expect outside
 //@ expect outside
 //@ $ ugraft load fix.o --pid $PID
-//! ugraft: a patch 'fix' is loaded already; this file is not loaded
 //! ugraft: an earlier run left patch 'fix' in transition; it was taken up first
+//! ugraft: a patch 'fix' is loaded already; this file is not loaded
 //! ugraft: a patch 'fix' is already loaded (enabled): disable and unload it first, or load this one under another name
 //= 1
 //@ say ?

@@ -51,10 +51,13 @@ impl Session {
     pub fn load(&mut self, patch: &PatchFile, enable: bool, options: Options) -> Result<Report> {
         let _prompt = Prompt::begin();
         let name = patch.metadata().name.clone();
-        if self.in_transition().is_ok_and(|moving| moving == name) {
+        let moving = self.in_transition().is_ok_and(|moving| moving == name);
+        let taken_up = self.take_up(options);
+        // A load that had not begun is gone by now, and may be given again.
+        if moving && self.document.state.patch_named(&name).is_some() {
             self.notes.push(format!("a patch '{name}' is loaded already; this file is not loaded"));
         }
-        self.take_up(options)?;
+        taken_up?;
         self.attempt(|session| session.load_fresh(patch, enable, options), &name, options)
     }
 
