@@ -104,6 +104,23 @@ pub enum Event {
         /// Its name.
         object: String,
     },
+    /// A library has come, and what is to be done for it was done in the target, its callbacks and messages included. Only a transition that
+    /// has not started was not known there: its patch is applied by this step as by [`Event::ObjectComing`].
+    ObjectCame {
+        /// Its name.
+        object: String,
+        /// The patches that were applied to it.
+        applied: Vec<PatchId>,
+        /// Whether the patch in transition, if it is among these, owes it the callback that ends the transition.
+        waits: bool,
+    },
+    /// The same of a library that has gone.
+    ObjectGone {
+        /// Its name.
+        object: String,
+        /// The patches that have let go of it.
+        left: Vec<PatchId>,
+    },
 }
 
 impl Event {

@@ -7,7 +7,7 @@ use crate::event::{Misfit, MisfitStage, ObjectPhase};
 use crate::log;
 use crate::patch::FuncId;
 use crate::refusal::{AlreadySo, Errno, Refusal};
-use crate::state::{Patch, PatchId};
+use crate::state::{Direction, Patch, PatchId, Phase};
 use crate::step::Machine;
 use crate::work::{Site, Task};
 
@@ -73,6 +73,68 @@ impl Machine {
         }
         self.state.work.push_back(Task::Gone { object: object.into() });
         Ok(())
+    }
+
+    /// Takes over that a library has come, and what was done for it.
+    pub(crate) fn object_came(&mut self, object: String, applied: &[PatchId], waits: bool) {
+        let sites = self.sites(&object);
+        self.state.objects.insert(object);
+        for site in sites {
+            let phase = self.phase_of(site.patch);
+            if applied.contains(&site.patch) {
+                let object = &mut self.patch_mut(site.patch).objects[site.object];
+                (object.patched, object.post_unpatch_due) = (true, true);
+                if phase == Some(Phase::Completing) && waits {
+                    self.complete_for(site);
+                }
+            } else if phase == Some(Phase::Initializing) {
+                let phase = ObjectPhase::Coming;
+                self.state.work.push_back(Task::Apply { site, misfit: None });
+                self.state.work.push_back(Task::PrePatch { site, phase });
+                self.state.work.push_back(Task::PatchObject { site, misfit: None });
+            }
+        }
+    }
+
+    /// Takes over that a library has gone, and what was done for it.
+    pub(crate) fn object_gone(&mut self, object: &str, left: &[PatchId]) {
+        self.state.objects.remove(object);
+        for site in self.sites(object) {
+            let is_left = left.contains(&site.patch);
+            self.state.work.retain(|task| {
+                let is_of_site = task.site() == Some(site) && !task.is_own();
+                !is_of_site || (!is_left && matches!(task, Task::PostUnpatch { .. }))
+            });
+            let phase = self.phase_of(site.patch).filter(|_| !is_left);
+            let place = &mut self.patch_mut(site.patch).objects[site.object];
+            match phase {
+                // What its callback has prepared nobody else knows of.
+                Some(Phase::Initializing) if place.post_unpatch_due => self.leave(site, ObjectPhase::Going),
+                Some(Phase::Completing) => place.patched = false,
+                _ => (place.patched, place.post_unpatch_due) = (false, false),
+            }
+        }
+    }
+
+    /// How far the transition is that the patch is in.
+    fn phase_of(&self, id: PatchId) -> Option<Phase> {
+        self.state.transition.as_ref().filter(|transition| transition.patch == id).map(|t| t.phase)
+    }
+
+    /// Has a library that came before a transition was over, and was not known of then, be treated as the others are at its end.
+    fn complete_for(&mut self, site: Site) {
+        let Some(direction) = self.state.transition.as_ref().map(|t| t.direction()) else { return };
+        let phase = ObjectPhase::Live;
+        let task = match direction {
+            Direction::Patching => Task::PostPatch { site, phase },
+            Direction::Unpatching => {
+                self.patch_mut(site.patch).objects[site.object].patched = false;
+                Task::PostUnpatch { site, phase }
+            }
+        };
+        let end = self.state.work.iter().position(|task| *task == Task::Finish);
+        let end = end.unwrap_or(self.state.work.len());
+        self.state.work.insert(end, task);
     }
 
     /// Unpatches a library for a patch. The patch in transition is between its own `pre_` and `post_` callbacks, so its

@@ -60,6 +60,14 @@ impl Machine {
             Event::ReplaceSet { replace } => self.set_replace(replace),
             Event::ObjectComing { object, misfits } => self.object_coming(object, misfits),
             Event::ObjectGoing { object } => self.object_going(&object),
+            Event::ObjectCame { object, applied, waits } => {
+                self.object_came(object, &applied, waits);
+                Ok(())
+            }
+            Event::ObjectGone { object, left } => {
+                self.object_gone(&object, &left);
+                Ok(())
+            }
         }
     }
 
