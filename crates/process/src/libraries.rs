@@ -10,13 +10,18 @@
 //!   the loader's list is whole (`Session::in_loader`). All stops of a session wait for that, so that whatever they
 //!   write goes to libraries that are there; those that went since the document was written are known (`Session::is_gone`).
 //! - A table is whole before its address is stored, and the one that it follows stays until the next one.
-//! - What the hook did becomes part of the document by the same steps of the semantics as if it had happened now.
+//! - What the hook did becomes part of the document by steps of the semantics that take it over as done.
+//! - While a transition runs the table is one of that transition: put there under the stop that begins it, taken away under the one that
+//!   ends it, before what it refers to is given up.
+//! - No thread is struck by a proof that does not know of all libraries: each that comes or goes changes a count, which is read
+//!   when the thread is stopped (`Session::have_libraries_moved`).
 //! - What is written to a library's dynamic section is found by what the runtime notes of it, which is written before, and is as it was
 //!   before the runtime goes.
 //! - Memory that the hook maps near a library is its own; it begins with a head that tells what it is, so what is left of it
 //!   after the hook is found.
 
 mod finalizers;
+mod follow;
 mod hook;
 mod noted;
 mod present;
@@ -35,6 +40,7 @@ use std::ops::Range;
 use ugraft_core::PatchId;
 
 pub use hook::TABLES_NAME;
+pub(crate) use present::is_about_to_come;
 
 /// The hook in the loader, and what it is known to have done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +58,12 @@ pub struct Libraries {
     /// The libraries of the table that are loaded, and others that the document has sites in: as far as the rest of the
     /// document knows of them.
     pub present: Vec<Present>,
+    /// The table that `present` names places of.
+    #[serde(default)]
+    pub table: RemoteAddr,
+    /// Whether that table is one of a transition.
+    #[serde(default)]
+    pub moving: bool,
     /// The patches in effect for which the table was written; `None` where it is to be written again.
     pub fits: Option<Vec<PatchId>>,
 }
@@ -74,6 +86,12 @@ pub struct Present {
 }
 
 impl Libraries {
+    /// Memory that the hook has mapped near libraries.
+    pub(crate) fn near(&self) -> impl Iterator<Item = Range<RemoteAddr>> {
+        let near = self.present.iter().map(|present| present.near).filter(|near| near[1] != 0);
+        near.map(|[start, len]| RemoteAddr(start)..RemoteAddr(start).offset(len as i64))
+    }
+
     fn word(&self, offset: usize) -> RemoteAddr {
         self.words.offset(offset as i64)
     }

@@ -80,6 +80,10 @@ pub struct Session {
     pub(crate) trouble: Option<Error>,
     /// Libraries of the document that are not there any more, as of the last stop.
     pub(crate) gone: BTreeSet<String>,
+    /// Names by which patches call libraries that cannot go.
+    pub(crate) permanent: BTreeSet<String>,
+    /// The hook's count of changes when what it had done was taken over last.
+    pub(crate) counted: Option<u64>,
     /// Who had which key when the transition began.
     pub(crate) census: Option<Census>,
     messages: Vec<(log_ring::Level, String)>,
@@ -138,6 +142,8 @@ impl Session {
             resolvers: Vec::new(),
             settings: Vec::new(),
             gone: BTreeSet::new(),
+            permanent: BTreeSet::new(),
+            counted: None,
             census: None,
             trouble: None,
             messages: Vec::new(),
@@ -240,16 +246,6 @@ impl Session {
     /// Forgets messages that were not committed, of a request that has changed nothing.
     pub(crate) fn drop_messages(&mut self) {
         self.messages.clear();
-    }
-
-    /// How many messages the next commit will append.
-    pub(crate) fn count_messages(&self) -> usize {
-        self.messages.len()
-    }
-
-    /// Forgets those behind the first `count`: the target has them already.
-    pub(crate) fn drop_messages_from(&mut self, count: usize) {
-        self.messages.truncate(count);
     }
 
     /// Makes the mappings and writes of `batch`, and commits the document that speaks of them; the state area too if

@@ -8,7 +8,7 @@
 //! All offsets are bytes from the table's head.
 
 /// Says that what lies here is a table of this layout.
-pub const TABLE_MAGIC: u64 = 0x3230_7463_6570_7865;
+pub const TABLE_MAGIC: u64 = 0x3330_7463_6570_7865;
 /// Room for one table.
 pub const TABLE_MAX: usize = 512 << 10;
 
@@ -36,8 +36,11 @@ pub struct Loader {
     pub owner: u64,
     /// Whether that thread came to the hook again while it was in it.
     pub again: u64,
-    /// Libraries that came or went, until now. Its upper bits tell of nothing, so it is never the same again.
+    /// Another number after each library that came or went, those that no patch names included.
     pub changes: u64,
+    /// How often threads that have changed the list wait here for a moment before it is looked at: a count that the tool sets, and
+    /// that runs out.
+    pub hold: u64,
 }
 
 /// The callback that the hook is running.
@@ -95,6 +98,11 @@ pub struct Head {
     pub seen: Part,
     /// The patches in effect, oldest first: addresses of their `struct klp_patch`.
     pub patches: Part,
+    /// While a transition runs, what the functions of libraries that come meanwhile lead to: one
+    /// [`StubTemplate`](crate::layout::StubTemplate).
+    pub stub: Part,
+    /// Whether that transition began by disabling its patch, so that its functions are what threads come from.
+    pub disabling: u64,
 }
 
 /// A piece of the table: bytes of a text, or entries of an array.
@@ -145,6 +153,9 @@ pub struct Use {
     pub callbacks: [u64; 4],
     /// How many of the [patches](Head::patches) are older.
     pub below: u64,
+    /// Whether the patch is in transition: its functions are then for the threads on its side only, and `post_patch` and `pre_unpatch` do
+    /// not run.
+    pub moving: u64,
     /// Noted: whether the patch has been applied.
     pub applied: u64,
 }
@@ -155,7 +166,7 @@ pub struct Use {
 pub struct Func {
     /// Which of the object's places.
     pub place: u64,
-    /// The new function.
+    /// The new function; 0 for the original one.
     pub new: u64,
     /// Noted: where a jump from the place leads to come there.
     pub landing: u64,
@@ -173,9 +184,9 @@ pub struct Place {
     pub site: crate::layout::Site,
 }
 
-const _: () = assert!(size_of::<Loader>() == 48);
+const _: () = assert!(size_of::<Loader>() == 56);
 const _: () = assert!(size_of::<Running>() == 40 && size_of::<Finalizer>() == 56);
-const _: () = assert!(size_of::<Head>() == 32);
+const _: () = assert!(size_of::<Head>() == 48);
 const _: () = assert!(size_of::<Object>() == 72);
-const _: () = assert!(size_of::<Use>() == 80);
+const _: () = assert!(size_of::<Use>() == 88);
 const _: () = assert!(size_of::<Func>() == 24);

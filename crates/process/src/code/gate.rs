@@ -110,9 +110,10 @@ impl Gates {
             let Some(site) = document.site(&change.func) else { continue };
             let entry = site.entry.start();
             if !all.iter().any(|leaves| leaves.anywhere || leaves.entries.contains(&entry))
-                && let Some(count) = arena.gate(&change.func)
+                // Those of libraries that came while the transition ran have none.
+                && let (Some(count), Ok(stub)) = (arena.gate(&change.func), arena.stub(&change.func))
             {
-                gates.push(Gate { stub: arena.stub(&change.func)?, count });
+                gates.push(Gate { stub, count });
             }
         }
         Ok(Self { gates, word: arena.word })

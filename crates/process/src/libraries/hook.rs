@@ -87,6 +87,8 @@ impl Session {
             entry,
             debug: debug.address,
             present: Vec::new(),
+            table: RemoteAddr(0),
+            moving: false,
             fits: None,
         });
         Ok(())
@@ -104,20 +106,20 @@ impl Session {
     }
 
     /// Whether a patch is loaded that names a library which can come or go.
-    pub(super) fn is_hook_needed(&self, objects: &Objects<'_>) -> bool {
+    pub(crate) fn is_hook_needed(&self, objects: &Objects<'_>) -> bool {
         let loaded = self.document.state.patches().iter().filter(|patch| patch.life() != Life::Replaced);
         let names: BTreeSet<_> = loaded.flat_map(Patch::objects).filter_map(PatchObject::name).collect();
         let permanent = if names.is_empty() { BTreeSet::new() } else { objects.permanent() };
         names.iter().any(|name| !is_permanent(objects, &permanent, name))
     }
 
-    pub(super) fn is_hooked(&self, libraries: &Libraries) -> Result<bool> {
+    pub(crate) fn is_hooked(&self, libraries: &Libraries) -> Result<bool> {
         let installed = libraries.entry.installed(|addr, buf| self.target.memory().read(addr, buf))?;
         Ok(installed == Installed::Redirect(libraries.hook))
     }
 
     /// Leads the loader to the hook.
-    pub(super) fn put_in(&mut self, stopped: &StoppedProcess, maps: Maps) -> Result<()> {
+    pub(crate) fn put_in(&mut self, stopped: &StoppedProcess, maps: Maps) -> Result<()> {
         let Some(libraries) = self.document.libraries.clone() else { return Ok(()) };
         match libraries.entry.installed(|addr, buf| self.target.memory().read(addr, buf))? {
             Installed::Redirect(to) if to == libraries.hook => return Ok(()),

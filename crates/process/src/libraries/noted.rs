@@ -9,7 +9,7 @@ use crate::state::document::Site;
 use crate::target::maps::Maps;
 use crate::{RemoteAddr, Result};
 use std::mem::offset_of;
-use ugraft_core::{Due, Event, FuncId};
+use ugraft_core::{Event, FuncId, PatchId};
 use ugraft_runtime::expected::{AWAY, HERE, Loader, TABLE_MAX};
 
 impl Session {
@@ -41,27 +41,44 @@ impl Session {
         table::read(&self.target.memory().read_vec(at, table_len(libraries, at))?).map(Some)
     }
 
-    /// Takes over what the hook has noted.
-    pub(super) fn merge(&mut self, objects: &Objects<'_>, maps: &Maps) -> Result<()> {
+    /// Takes over what the hook has noted; under a stop, or for looking only.
+    pub(crate) fn merge(&mut self, objects: &Objects<'_>, maps: &Maps) -> Result<()> {
         let Some(libraries) = self.document.libraries.clone() else { return Ok(()) };
-        let at = self.target.memory().read_u64(libraries.word(offset_of!(Loader, table)))?;
-        let Some(now) = self.table_at(&libraries, RemoteAddr(at))? else { return Ok(()) };
+        let memory = self.target.memory();
+        self.counted = Some(memory.read_u64(libraries.word(offset_of!(Loader, changes)))?);
+        let at = RemoteAddr(memory.read_u64(libraries.word(offset_of!(Loader, table)))?);
+        if let Some(now) = self.table_at(&libraries, at)? {
+            self.merge_table(&libraries, at, &now, objects, maps)?;
+        }
+        self.know_libraries(objects)
+    }
+
+    fn merge_table(
+        &mut self,
+        libraries: &Libraries,
+        at: RemoteAddr,
+        now: &[Library],
+        objects: &Objects<'_>,
+        maps: &Maps,
+    ) -> Result<()> {
         let mut present = libraries.present.clone();
         let listed = self.listed_libraries(libraries.debug)?.unwrap_or_default();
         for known in &libraries.present {
-            if known.index.is_none() && listed.get(&known.link_map.0) != Some(&known.bias) {
+            let in_table = now.iter().any(|library| library.name == known.name);
+            if !in_table && listed.get(&known.link_map.0) != Some(&known.bias) {
                 present.retain(|present| present.name != known.name);
-                self.forget_library(&known.name)?;
+                self.forget_library(&known.name, &[])?;
             }
         }
         for (index, library) in now.iter().enumerate() {
             let known = present.iter().position(|known| known.name == library.name);
-            if known.is_some_and(|known| is_same(&present[known], library)) {
+            if let Some(known) = known.filter(|known| is_same(&present[*known], library)) {
+                present[known].index = Some(index);
                 continue;
             }
             if let Some(known) = known {
                 present.remove(known);
-                self.forget_library(&library.name)?;
+                self.forget_library(&library.name, &self.patches_of(library, false))?;
             }
             if library.state == AWAY {
                 continue;
@@ -80,14 +97,21 @@ impl Session {
         }
         if let Some(libraries) = &mut self.document.libraries {
             libraries.present = present;
+            libraries.table = at;
         }
         Ok(())
     }
 
-    /// A library is gone.
-    pub(super) fn forget_library(&mut self, name: &str) -> Result<()> {
+    /// The patches that a table has for a library; with `applied` those that are applied to it.
+    fn patches_of(&self, library: &Library, applied: bool) -> Vec<PatchId> {
+        let uses = library.uses.iter().filter(|one| one.applied || !applied);
+        uses.filter_map(|one| self.document.state.patch_named(&one.patch)).map(|patch| patch.id()).collect()
+    }
+
+    /// A library is gone, and these patches have let go of it.
+    pub(super) fn forget_library(&mut self, name: &str, left: &[PatchId]) -> Result<()> {
         if self.document.state.is_loaded(Some(name)) {
-            self.step_done(Event::ObjectGoing { object: name.to_owned() })?;
+            self.step(Event::ObjectGone { object: name.to_owned(), left: left.to_vec() })?;
         }
         self.document.sites.retain(|site| site.func.object.as_deref() != Some(name));
         for new in self.document.images.iter_mut().flat_map(|image| &mut image.funcs) {
@@ -128,21 +152,9 @@ impl Session {
                 known.landing = *landing;
             }
         }
-        if !self.document.state.is_loaded(Some(&library.name)) {
-            self.step_done(Event::ObjectComing { object: library.name.clone(), misfits: Vec::new() })?;
-        }
-        Ok(())
-    }
-
-    /// A step over what has happened already, its callbacks and messages included.
-    pub(super) fn step_done(&mut self, event: Event) -> Result<()> {
-        let messages = self.count_messages();
-        self.step(event)?;
-        while let Due::Callback(_) = self.document.state.due() {
-            self.step(Event::CallbackReturned { value: 0 })?;
-        }
-        self.drop_messages_from(messages);
-        Ok(())
+        let waits = library.uses.iter().any(|one| one.moving);
+        let applied = self.patches_of(library, true);
+        self.step(Event::ObjectCame { object: library.name.clone(), applied, waits })
     }
 }
 

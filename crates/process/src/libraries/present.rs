@@ -1,8 +1,8 @@
 //! Which libraries are there at a stop, and whether anything may be written to them.
 
-use super::{Present, loaded};
+use super::{Present, is_permanent, loaded};
 use crate::code::entry::Installed;
-use crate::objects::Objects;
+use crate::objects::{Object, Objects};
 use crate::session::Session;
 use crate::state::document::Site;
 use crate::{RemoteAddr, Result, Tid};
@@ -16,21 +16,35 @@ const MAX_LISTED: usize = 16384;
 const MAX_NAMESPACES: usize = 64;
 
 impl Session {
-    /// Remembers which libraries it is that the document has sites in, so that it is noticed when they go.
-    pub(crate) fn know_libraries(&mut self, objects: &Objects<'_>) {
-        let Some(libraries) = &mut self.document.libraries else { return };
+    /// Remembers which libraries that patches name are loaded, so that it is noticed when they go, and which of them cannot.
+    pub(crate) fn know_libraries(&mut self, objects: &Objects<'_>) -> Result<()> {
+        let Some(libraries) = self.document.libraries.clone() else { return Ok(()) };
+        let seen = self.seen(&libraries)?;
         let permanent = objects.permanent();
-        for name in self.document.sites.iter().filter_map(|site| site.func.object.as_ref()) {
-            let known = libraries.present.iter().any(|present| present.name == *name);
-            let Some(object) = loaded(objects, name).filter(|o| !known && !permanent.contains(&o.id().0))
-            else {
+        let patches = self.document.state.patches().iter();
+        let patched = patches.flat_map(Patch::objects).filter_map(PatchObject::name);
+        let names: BTreeSet<_> = patched.map(str::to_owned).collect();
+        let mut found = Vec::new();
+        for name in names {
+            if is_permanent(objects, &permanent, &name) {
+                self.permanent.insert(name);
                 continue;
-            };
-            if let Some(link_map) = object.link_map() {
-                let (name, bias) = (name.clone(), object.bias());
-                libraries.present.push(Present { name, index: None, link_map, bias, near: [0; 2], came: 0 });
+            }
+            let known = libraries.present.iter().any(|present| present.name == name);
+            let link_map =
+                loaded(objects, &name).filter(|_| !known).and_then(|o| Some((o.link_map()?, o.bias())));
+            // One that the hook has not seen is about to come.
+            if let Some((link_map, bias)) = link_map.filter(|(map, _)| is_seen(seen.as_deref(), *map)) {
+                found.push(Present { name, index: None, link_map, bias, near: [0; 2], came: 0 });
             }
         }
+        self.document.libraries.iter_mut().for_each(|libraries| libraries.present.append(&mut found));
+        Ok(())
+    }
+
+    /// The link maps of libraries for which the loader has called the hook; `None` where there is none at work.
+    pub(crate) fn seen_libraries(&self) -> Result<Option<Vec<u64>>> {
+        self.document.libraries.as_ref().map_or(Ok(None), |libraries| self.seen(libraries))
     }
 
     /// Forgets libraries that the list does not have any more.
@@ -43,7 +57,7 @@ impl Session {
             libraries.filter(|present| present.index.is_some()).map(|present| present.name.clone()).collect();
         for name in names.filter(|name| !tracked.contains(name)).collect::<BTreeSet<_>>() {
             if self.document.state.is_loaded(Some(&name)) && loaded(objects, &name).is_none() {
-                self.forget_library(&name)?;
+                self.forget_library(&name, &[])?;
                 if let Some(libraries) = &mut self.document.libraries {
                     libraries.present.retain(|present| present.name != name);
                 }
@@ -69,7 +83,7 @@ impl Session {
         let mut gone = BTreeSet::new();
         for present in &libraries.present {
             let mut there = listed.get(&present.link_map.0) == Some(&present.bias);
-            if let Some(index) = present.index {
+            if let Some(index) = present.index.filter(|_| libraries.table.0 == at) {
                 let object = size_of::<expected::Head>() + index * size_of::<expected::Object>();
                 let word = |offset: usize| memory.read_u64(RemoteAddr(at).offset((object + offset) as i64));
                 there = there
@@ -157,4 +171,13 @@ impl Session {
             installed => installed.map(Some),
         }
     }
+}
+
+/// Whether a library is there for the hook to patch yet: it is listed, and the hook has not seen it.
+pub(crate) fn is_about_to_come(object: &Object<'_>, seen: Option<&[u64]>) -> bool {
+    object.link_map().is_some_and(|map| !is_seen(seen, map))
+}
+
+fn is_seen(seen: Option<&[u64]>, link_map: RemoteAddr) -> bool {
+    seen.is_none_or(|seen| seen.contains(&link_map.0))
 }

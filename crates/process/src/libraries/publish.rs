@@ -1,33 +1,33 @@
 //! Writing the table that the hook is to work with.
 
 use super::noted::table_len;
-use super::table::{self, Library, LibraryPlace, LibraryUse};
-use super::{Libraries, Present, is_permanent, loaded};
-use crate::objects::Objects;
+use super::table::{self, Library, LibraryPlace, LibraryUse, Running};
+use super::{Libraries, Present};
+use crate::code::stub;
 use crate::session::Session;
 use crate::{RemoteAddr, Result};
 use std::mem::offset_of;
-use ugraft_core::{Life, Patch, PatchId, PatchObject};
+use ugraft_core::{Direction, Life, Patch, PatchId, PatchObject, Phase};
 use ugraft_runtime::expected::{HERE, LEFT, Loader, TABLE_MAX};
 
 impl Session {
-    /// Gives the hook a table that fits the patches as they are.
-    pub(super) fn publish(&mut self, objects: &Objects<'_>) -> Result<()> {
+    /// Gives the hook a table that fits the patches as they are, and the transition that runs; to be done with all threads stopped and
+    /// when what the hook has done is taken over.
+    pub(crate) fn publish(&mut self) -> Result<()> {
         let Some(libraries) = self.document.libraries.clone() else { return Ok(()) };
         let memory = self.target.memory();
         let table_word = libraries.word(offset_of!(Loader, table));
-        let changes = memory.read_u64(libraries.word(offset_of!(Loader, changes)))?;
         let listed = self.listed_libraries(libraries.debug)?.unwrap_or_default();
         let mut seen: Vec<u64> = listed.into_keys().collect();
-        let before = RemoteAddr(memory.read_u64(table_word)?);
-        if libraries.mapping.contains(&before) && self.is_hooked(&libraries)? {
+        if let Some(known) = self.seen(&libraries)? {
             // A thread may be just about to call the hook for a library that is listed already.
-            let known = table::read_seen(&memory.read_vec(before, table_len(&libraries, before))?)?;
             seen.retain(|map| known.contains(map));
         }
-        let (list, present) = self.expected(objects, &libraries, changes, &seen)?;
-        let patches = self.enabled().into_iter().map(|id| Ok(self.document.image(id)?.structure));
-        let bytes = table::write(&list, &seen, &patches.collect::<Result<Vec<_>>>()?)?;
+        let running = self.running()?;
+        let (list, present) = self.expected(&libraries, running.is_some())?;
+        let patches =
+            self.in_effect(running.is_some()).map(|patch| Ok(self.document.image(patch.id())?.structure));
+        let bytes = table::write(&list, &seen, &patches.collect::<Result<Vec<_>>>()?, running.as_ref())?;
         let first = libraries.mapping.start;
         let at = match RemoteAddr(memory.read_u64(table_word)?) == first {
             true => first.offset(TABLE_MAX as i64),
@@ -38,12 +38,28 @@ impl Session {
         let patched = list.iter().filter(|library| library.state == HERE && !library.uses.is_empty());
         let patched: Vec<_> = patched.map(|library| (library.link_map, library.bias)).collect();
         self.lead_finalizers(&patched)?;
-        let fits = self.enabled();
+        let fits = running.is_none().then(|| self.enabled());
         if let Some(libraries) = &mut self.document.libraries {
+            libraries.table = at;
+            libraries.moving = running.is_some();
             libraries.present = present;
-            libraries.fits = Some(fits);
+            libraries.fits = fits;
         }
         Ok(())
+    }
+
+    /// The link maps that the hook has seen; `None` where it is not at work.
+    pub(super) fn seen(&self, libraries: &Libraries) -> Result<Option<Vec<u64>>> {
+        // Before it is put in, its words need not be there.
+        if !self.is_hooked(libraries)? {
+            return Ok(None);
+        }
+        let memory = self.target.memory();
+        let at = RemoteAddr(memory.read_u64(libraries.word(offset_of!(Loader, table)))?);
+        if !libraries.mapping.contains(&at) {
+            return Ok(None);
+        }
+        table::read_seen(&memory.read_vec(at, table_len(libraries, at))?).map(Some)
     }
 
     /// The patches in effect.
@@ -52,22 +68,36 @@ impl Session {
         patches.filter(|patch| patch.life() == Life::Enabled).map(Patch::id).collect()
     }
 
+    /// What the hook has to know of the transition, while that still decides what runs.
+    fn running(&self) -> Result<Option<Running>> {
+        let transition = self.document.state.transition().filter(|t| t.phase() != Phase::Completing);
+        let (Some(transition), Some(arena)) = (transition, &self.document.arena) else { return Ok(None) };
+        let stub = stub::template(arena.word, arena.tables, arena.capacity()?);
+        Ok(Some(Running { stub, disabling: transition.origin() == Direction::Unpatching }))
+    }
+
+    /// The patches of which libraries get what they have for them; `running` says whether the transition still decides what runs.
+    fn in_effect(&self, running: bool) -> impl Iterator<Item = &Patch> {
+        self.document.state.patches().iter().filter(move |patch| {
+            match self.document.state.transition().filter(|t| t.patch() == patch.id()) {
+                Some(_) if running => true,
+                Some(transition) => transition.direction() == Direction::Patching,
+                None => patch.life() == Life::Enabled,
+            }
+        })
+    }
+
     /// The libraries that patches in effect name, and those of them that are loaded.
-    pub(super) fn expected(
-        &self,
-        objects: &Objects<'_>,
-        libraries: &Libraries,
-        changes: u64,
-        seen: &[u64],
-    ) -> Result<(Vec<Library>, Vec<Present>)> {
-        let permanent = objects.permanent();
+    fn expected(&self, libraries: &Libraries, running: bool) -> Result<(Vec<Library>, Vec<Present>)> {
         let mut list: Vec<Library> = Vec::new();
-        let enabled = self.document.state.patches().iter().filter(|patch| patch.life() == Life::Enabled);
-        for (below, patch) in enabled.enumerate() {
+        for (below, patch) in self.in_effect(running).enumerate() {
             let image = self.document.image(patch.id())?;
-            for (i, described) in patch.desc().objects.iter().enumerate() {
-                let Some(name) = described.name.as_deref() else { continue };
-                if is_permanent(objects, &permanent, name) {
+            let moving = running && patch.life() != Life::Enabled;
+            for (i, part) in patch.objects().iter().enumerate() {
+                let Some(name) = part.name().filter(|name| !self.permanent.contains(*name)) else { continue };
+                let described = patch.desc().objects.get(i);
+                if described.is_none() && !moving {
+                    // There for nops only, which are a matter of the transition.
                     continue;
                 }
                 let at = list.iter().position(|library| library.name == name).unwrap_or_else(|| {
@@ -77,9 +107,10 @@ impl Session {
                 let library = &mut list[at];
                 let mut one = LibraryUse {
                     patch: patch.name().to_owned(),
-                    build_id: described.build_id.clone().unwrap_or_default(),
+                    build_id: described.and_then(|described| described.build_id.clone()).unwrap_or_default(),
                     below,
-                    applied: patch.objects().get(i).is_some_and(PatchObject::is_patched),
+                    moving,
+                    applied: part.is_patched(),
                     ..LibraryUse::default()
                 };
                 if let Some(object) = image.objects.iter().find(|object| object.name.as_deref() == Some(name))
@@ -89,22 +120,32 @@ impl Session {
                         [object.pre_patch, object.post_patch, object.pre_unpatch, object.post_unpatch];
                     one.callbacks = callbacks.map(|callback| callback.map_or(0, |at| at.0));
                 }
-                for func in &described.funcs {
-                    let id = described.id_of(func);
-                    let Some(new) = image.funcs.iter().find(|new| new.func == id) else { continue };
+                let own = described.into_iter().flat_map(|described| {
+                    described.funcs.iter().map(|func| (described.id_of(func), func.old_sympos))
+                });
+                let nops = patch.nops().iter().filter(|func| moving && func.object.as_deref() == Some(name));
+                for (id, position) in own.chain(nops.map(|func| (func.clone(), func.sympos))) {
+                    let new = image.funcs.iter().find(|new| new.func == id);
+                    if new.is_none() && !patch.nops().contains(&id) {
+                        continue;
+                    }
                     let same =
                         |place: &LibraryPlace| place.name == id.name && place.position.max(1) == id.sympos;
                     let place = library.places.iter().position(same).unwrap_or_else(|| {
-                        let (name, position) = (func.old_name.clone(), func.old_sympos);
                         // As the hook would have noted it, for whoever reads the table after this document is lost.
                         let site = self.document.site(&id).and_then(|site| {
                             let first = site.code.first()?;
                             site.entry.to_site(first.end.distance_from(first.start) as u64)
                         });
-                        library.places.push(LibraryPlace { name, position, site: site.unwrap_or_default() });
+                        let (name, site) = (id.name.clone(), site.unwrap_or_default());
+                        library.places.push(LibraryPlace { name, position, site });
                         library.places.len() - 1
                     });
-                    one.funcs.push((place, new.addr, new.landing));
+                    one.funcs.push(
+                        new.map_or((place, RemoteAddr(0), RemoteAddr(0)), |new| {
+                            (place, new.addr, new.landing)
+                        }),
+                    );
                 }
                 library.uses.push(one);
             }
@@ -118,16 +159,7 @@ impl Session {
         let mut present = Vec::new();
         for (index, library) in list.iter_mut().enumerate() {
             let known = libraries.present.iter().find(|known| known.name == library.name);
-            let known = known.cloned().or_else(|| {
-                let object = loaded(objects, &library.name)?;
-                let (link_map, bias) = (object.link_map()?, object.bias());
-                if !seen.contains(&link_map.0) {
-                    return None;
-                }
-                let name = library.name.clone();
-                Some(Present { name, index: Some(index), link_map, bias, near: [0; 2], came: changes })
-            });
-            let Some(known) = known else { continue };
+            let Some(known) = known.cloned() else { continue };
             let applied = library.uses.iter().any(|one| one.applied) || library.uses.is_empty();
             library.state = if applied { HERE } else { LEFT };
             library.link_map = known.link_map;
@@ -136,11 +168,12 @@ impl Session {
             library.came = known.came;
             present.push(Present { index: Some(index), ..known });
         }
-        let has_site = |known: &&Present| {
-            let mut objects = self.document.sites.iter().map(|site| &site.func.object);
-            !present.iter().any(|p| p.name == known.name) && objects.any(|o| o.as_ref() == Some(&known.name))
+        let patches = self.document.state.patches().iter();
+        let named: Vec<_> = patches.flat_map(Patch::objects).filter_map(PatchObject::name).collect();
+        let is_other = |known: &&Present| {
+            !present.iter().any(|p| p.name == known.name) && named.contains(&known.name.as_str())
         };
-        let others: Vec<_> = libraries.present.iter().filter(has_site).cloned().collect();
+        let others: Vec<_> = libraries.present.iter().filter(is_other).cloned().collect();
         present.extend(others.into_iter().map(|known| Present { index: None, ..known }));
         Ok((list, present))
     }

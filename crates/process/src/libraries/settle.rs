@@ -7,9 +7,11 @@ use crate::session::{Session, objects_of};
 use crate::state::document::Site;
 use crate::target::maps::Maps;
 use crate::threads::StoppedProcess;
+use std::mem::offset_of;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
-use ugraft_core::{Due, PatchId};
+use ugraft_core::{Due, PatchId, Phase};
+use ugraft_runtime::expected::Loader;
 
 /// Pause between two attempts to find the libraries' functions unused.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -45,10 +47,13 @@ impl Session {
 
     /// The same before a request, where something came or went, or the last run of the tool was cut short.
     pub(crate) fn take_up_libraries(&mut self, deadline: Instant) -> Result<()> {
-        if let Some(libraries) = &self.document.libraries
-            && (libraries.fits.as_ref() != Some(&self.enabled())
-                || self.has_changed(libraries).unwrap_or(true)
-                || !self.is_hooked(libraries)?)
+        let Some(libraries) = &self.document.libraries else { return Ok(()) };
+        let changes = libraries.word(offset_of!(Loader, changes));
+        self.hold_loader()?;
+        let before = self.target.memory().read_u64(changes)?;
+        if (libraries.fits.as_ref() != Some(&self.enabled())
+            || self.has_changed(libraries).unwrap_or(true)
+            || !self.is_hooked(libraries)?)
             && !self.settle_libraries(deadline)?
         {
             return Err(crate::Error::Libraries(
@@ -56,6 +61,12 @@ impl Session {
                  changed; try again when it has left"
                     .to_owned(),
             ));
+        } else if self.counted.is_none()
+            && self.in_loader()?.is_none()
+            && self.target.memory().read_u64(changes)? == before
+        {
+            // What the document says is so, and was so while it was looked at.
+            self.counted = Some(before);
         }
         Ok(())
     }
@@ -79,7 +90,9 @@ impl Session {
 
     /// Takes over what the hook has done, for looking only: nothing is stopped, and nothing committed.
     pub(crate) fn look_at_libraries(&mut self) -> Result<()> {
-        let waits = self.document.state.transition().is_some() || self.document.state.due() != Due::Nothing;
+        // Before a transition has started there is more to do than to look.
+        let waits = self.document.state.transition().is_some_and(|t| t.phase() != Phase::Started)
+            || matches!(self.document.state.due(), Due::Callback(_));
         if self.document.libraries.is_none() || waits {
             return Ok(());
         }
@@ -103,7 +116,7 @@ impl Session {
             return self.take_off(stopped, maps);
         }
         let applied = self.apply_late(stopped, &maps)?;
-        self.publish(&objects)?;
+        self.publish()?;
         if let Some(libraries) = self.document.libraries.as_mut().filter(|_| !applied) {
             libraries.fits = None;
         }

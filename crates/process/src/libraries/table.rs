@@ -5,13 +5,13 @@
 use crate::{Error, RemoteAddr, Result};
 use std::mem::{offset_of, size_of};
 use ugraft_runtime::expected::{Func, Head, Object, Part, Place, SEEN_MORE, TABLE_MAGIC, TABLE_MAX, Use};
-use ugraft_runtime::layout::Site;
+use ugraft_runtime::layout::{Site, StubTemplate};
 
 /// A plain structure of numbers, without padding between them.
 ///
 /// # Safety
 /// Every byte of it must belong to a field, and any bytes must be one.
-unsafe trait Plain: Copy + Default {}
+unsafe trait Plain: Copy {}
 // SAFETY: made of integers and arrays of them, with no padding: their sizes are those of their fields together (asserted
 // where they are defined, and below).
 unsafe impl Plain for Head {}
@@ -23,9 +23,11 @@ unsafe impl Plain for Use {}
 unsafe impl Plain for Func {}
 // SAFETY: as above.
 unsafe impl Plain for Place {}
+// SAFETY: as above.
+unsafe impl Plain for StubTemplate {}
 
 const _: () = assert!(size_of::<Object>() == 3 * 8 + 6 * 8);
-const _: () = assert!(size_of::<Use>() == 3 * 8 + 7 * 8);
+const _: () = assert!(size_of::<Use>() == 3 * 8 + 8 * 8);
 const _: () = assert!(size_of::<Place>() == 8 + 8 + size_of::<Site>());
 const _: () = assert!(offset_of!(Place, site) == 16 && size_of::<Site>().is_multiple_of(8));
 
@@ -72,10 +74,12 @@ pub struct LibraryUse {
     pub object: RemoteAddr,
     /// The four callbacks, or 0.
     pub callbacks: [u64; 4],
-    /// Its functions: which place, the new one, and where jumps to it lead.
+    /// Its functions: which place, the new one (0 for the original), and where jumps to it lead.
     pub funcs: Vec<(usize, RemoteAddr, RemoteAddr)>,
     /// How many of the patches in effect are older.
     pub below: usize,
+    /// Whether it is in transition.
+    pub moving: bool,
     /// Whether it is applied.
     pub applied: bool,
 }
@@ -89,6 +93,15 @@ pub struct LibraryPlace {
     pub position: u32,
     /// What the hook found.
     pub site: Site,
+}
+
+/// A transition, as the hook has to know of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Running {
+    /// What functions of libraries that come meanwhile lead to.
+    pub stub: StubTemplate,
+    /// Whether it began by disabling its patch.
+    pub disabling: bool,
 }
 
 /// A table while it is laid out: heads first, then arrays, then texts.
@@ -113,11 +126,16 @@ impl Writer {
 }
 
 /// The bytes of a table. `seen` are the addresses of the link maps that are listed now, `patches` those of the patches in effect, oldest
-/// first.
+/// first, `running` the transition that runs, if one does.
 ///
 /// # Errors
 /// [`Error::Libraries`] where it is longer than there is room for.
-pub fn write(libraries: &[Library], seen: &[u64], patches: &[RemoteAddr]) -> Result<Vec<u8>> {
+pub fn write(
+    libraries: &[Library],
+    seen: &[u64],
+    patches: &[RemoteAddr],
+    running: Option<&Running>,
+) -> Result<Vec<u8>> {
     let head_len = size_of::<Head>() + libraries.len() * size_of::<Object>();
     let mut writer = Writer { bytes: vec![0; head_len] };
     writer.bytes.resize(head_len.next_multiple_of(8), 0);
@@ -128,7 +146,10 @@ pub fn write(libraries: &[Library], seen: &[u64], patches: &[RemoteAddr]) -> Res
     };
     let patches = words(&patches.iter().map(|patch| patch.0).collect::<Vec<_>>());
     let seen = words(&[seen, &[0; SEEN_MORE]].concat());
-    let head = Head { magic: TABLE_MAGIC, objects: libraries.len() as u64, seen, patches };
+    let stub = running.map_or(Part::default(), |running| writer.array(&[running.stub]));
+    let disabling = u64::from(running.is_some_and(|running| running.disabling));
+    let objects = libraries.len() as u64;
+    let head = Head { magic: TABLE_MAGIC, objects, seen, patches, stub, disabling };
     let mut heads = Vec::from(bytes_of(&head));
     for library in libraries {
         let name = writer.text(library.name.as_bytes());
@@ -146,6 +167,7 @@ pub fn write(libraries: &[Library], seen: &[u64], patches: &[RemoteAddr]) -> Res
                 object: one.object.0,
                 callbacks: one.callbacks,
                 below: one.below as u64,
+                moving: u64::from(one.moving),
                 applied: u64::from(one.applied),
             });
         }
@@ -229,6 +251,7 @@ fn parse(bytes: &[u8]) -> Option<Vec<Library>> {
                     .map(|f| (f.place as usize, RemoteAddr(f.new), RemoteAddr(f.landing)))
                     .collect(),
                 below: one.below as usize,
+                moving: one.moving != 0,
                 applied: one.applied != 0,
             })
         };
@@ -269,6 +292,7 @@ mod tests {
                 callbacks: [1, 2, 3, 4],
                 funcs: vec![(1, RemoteAddr(8), RemoteAddr(9))],
                 below: 1,
+                moving: true,
                 applied: true,
             }],
             places: vec![place("f"), place("g")],
@@ -278,7 +302,7 @@ mod tests {
             near: [10, 11],
             came: 12,
         };
-        let bytes = write(&[library.clone(), Library::default()], &[1, 2], &[RemoteAddr(3)]).unwrap();
+        let bytes = write(&[library.clone(), Library::default()], &[1, 2], &[RemoteAddr(3)], None).unwrap();
         let again = read(&bytes).unwrap();
         assert_eq!(format!("{:?}", again[0]), format!("{library:?}"));
         assert_eq!(again.len(), 2);

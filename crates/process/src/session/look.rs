@@ -4,6 +4,7 @@ use crate::canary::canary;
 use crate::code::entry::Entry;
 use crate::code::gate::Gates;
 use crate::code::trampoline;
+use crate::libraries::Libraries;
 use crate::session::stop::Hindrance;
 use crate::session::sweep;
 use crate::session::unwinder::Unwinder;
@@ -124,8 +125,10 @@ fn stubs(document: &Document, maps: &Maps) -> Vec<WatchRange> {
         function: function.to_owned(),
         key: u64::MAX,
     };
+    let near = document.libraries.iter().flat_map(Libraries::near);
+    let near = near.map(|range| stub(range, "the stubs near a library"));
     let own = arena.map(|range| stub(range, "the transition's stubs"));
-    own.chain(orphans.map(|range| stub(range, "an earlier transition's stubs"))).collect()
+    near.chain(own).chain(orphans.map(|range| stub(range, "an earlier transition's stubs"))).collect()
 }
 
 /// The words in memory that may belong to stacks which no thread runs on, and which point into one side's implementations.

@@ -8,6 +8,7 @@ use crate::callbacks::call_area::{CALL_AREA_LEN, CallArea};
 use crate::callbacks::params;
 use crate::callbacks::runtime;
 use crate::code::entry::Installed;
+use crate::libraries::is_about_to_come;
 use crate::objects::{Objects, Role};
 use crate::remote::sharing;
 use crate::report::Report;
@@ -312,10 +313,15 @@ impl Session {
         };
         let batch = match batch {
             Ok(batch) => batch,
-            Err(Error::Refused(Refusal::AlreadySo(already))) => return Ok(self.report(name, Some(already))),
+            Err(Error::Refused(Refusal::AlreadySo(already))) => {
+                self.document = before;
+                self.release_loader()?;
+                return Ok(self.report(name, Some(already)));
+            }
             Err(e) => {
                 self.document = before;
                 self.drop_messages();
+                self.release_loader()?;
                 if let Error::Refused(refusal) = &e
                     && let Err(also) = self.log_refusal(refusal)
                 {
@@ -325,6 +331,7 @@ impl Session {
             }
         };
         let result = self.carry_out(batch, name, &before, options);
+        self.release_loader()?;
         let settled = self.settle_libraries(Instant::now() + options.timeout);
         // Whatever came of it: what is not needed goes.
         let swept = self.sweep(Instant::now() + options.timeout);
@@ -417,7 +424,7 @@ impl Session {
             self.document.runtime = Some(runtime::plan(&objects, &mut batch)?);
         }
         self.plan_libraries(&objects, &maps, &mut batch)?;
-        self.know_libraries(&objects);
+        self.know_libraries(&objects)?;
         let mut image = plan::image(id, patch, &desc, &objects, &self.document, &mut batch)?;
         params::set_at_load(&self.settings, patch, &mut image, &mut batch)?;
         self.document.images.push(image);
@@ -473,7 +480,7 @@ impl Session {
         }
         self.document.images = images;
         self.plan_libraries(&objects, &maps, &mut batch)?;
-        self.know_libraries(&objects);
+        self.know_libraries(&objects)?;
         Ok(batch)
     }
 
@@ -500,13 +507,14 @@ impl Session {
     /// Tells the semantics which libraries are loaded now.
     fn note_objects(&mut self, objects: &Objects<'_>) -> Result<()> {
         self.forget_libraries(objects)?;
+        let seen = self.seen_libraries()?;
         for object in objects.iter().filter(|o| matches!(o.role(), Role::Library | Role::Loader)) {
             let name = object.name();
             let patched_by = self.document.state.patches().iter().find(|patch| {
                 matches!(patch.life(), Life::Enabled)
                     && patch.objects().iter().any(|o| o.name() == Some(name))
             });
-            if self.document.state.is_loaded(Some(name)) {
+            if self.document.state.is_loaded(Some(name)) || is_about_to_come(object, seen.as_deref()) {
                 continue;
             }
             match patched_by.map(|patch| patch.name().to_owned()) {

@@ -5,11 +5,13 @@
 //! stays so. When nothing is left to know about the target, the state area itself goes with the last of them.
 
 use crate::canary::canary;
+use crate::libraries::Libraries;
 use crate::remote::cave;
 use crate::session::Session;
 use crate::session::arena::ARENA_NAME;
-use crate::session::look::{Looker, mapping_watch};
+use crate::session::look::{Looker, mapping_watch, watch_range};
 use crate::session::unwinder::Unwinder;
+use crate::stacks::watch::Part;
 use crate::state::state_area;
 use crate::target::maps::{Mapping, Maps};
 use crate::threads::StoppedProcess;
@@ -81,7 +83,10 @@ impl Session {
         deadline: Instant,
     ) -> Result<Option<StoppedProcess>> {
         let unwinder = self.document.unwinder.iter().filter(|_| leaves).flat_map(Unwinder::leave_watch);
-        let watch = mapping_watch(ranges, unwinder);
+        // Stubs near libraries read the word and the tables of the transition that they came in.
+        let near = self.document.libraries.iter().flat_map(Libraries::near);
+        let near = near.map(|range| watch_range(range, Part::Stub, "the stubs near a library"));
+        let watch = mapping_watch(ranges, unwinder.chain(near));
         let filled = cave::filled(&self.target, &maps);
         let Ok(stopped) = self.stop_all(deadline)? else { return Ok(None) };
         let mut looker = Looker::new(&self.target, &mut self.prover, maps);

@@ -40,6 +40,7 @@ use crate::state::document::{Arena, Image, Site};
 use crate::threads::{self, StoppedProcess};
 use crate::{Error, RemoteAddr, Result, Tid};
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use ugraft_core::{Change, Due, Errno, Event, Implementation, Phase, ThreadId};
@@ -73,6 +74,8 @@ impl Session {
     /// `batch` wants made before it. A transition that does not begin is cancelled.
     pub(crate) fn transition(&mut self, mut batch: Batch, deadline: Instant) -> Result<Standing> {
         if matches!(self.document.state.due(), Due::Callback(_)) {
+            // Threads that wait in the loader's hook are at no safe point.
+            self.release_loader()?;
             self.run_callbacks(deadline)?;
             if self.is_over() {
                 self.close_if_over();
@@ -87,6 +90,7 @@ impl Session {
                 Ok(Standing::NotBegun(hindrances))
             }
             Err(e) => {
+                self.forget_unmapped()?;
                 // What failed is what is to be reported, and the next run cancels again if this fails too.
                 let failed = self.failed_object(&e);
                 if let Err(also) = self.cancel_with(failed, deadline) {
@@ -99,31 +103,52 @@ impl Session {
 
     /// Maps and writes what the transition needs, and commits it: everything still means source.
     fn prepare(&mut self, mut batch: Batch) -> Result<()> {
+        self.plan_arena(&mut batch)?;
+        self.install(batch)
+    }
+
+    /// Adds to `batch` what the transition needs for the functions that change.
+    pub(crate) fn plan_arena(&mut self, batch: &mut Batch) -> Result<()> {
         let changes = self.document.state.changes();
+        self.document.arena = None;
         if !changes.is_empty() {
             let threads = self.target.threads()?.len();
             let plan = arena::plan(&self.document, &changes, threads, &mut batch.ground, false)?;
             batch.requests.extend(plan.requests);
             batch.writes.extend(plan.writes);
-            let (scan_memory, resolvers) = (self.scan_memory, std::mem::take(&mut self.resolvers));
+            let (scan_memory, resolvers) = (self.scan_memory, self.resolvers.clone());
             self.document.arena = Some(Arena { scan_memory, resolvers, ..plan.arena });
         }
-        self.install(batch)
+        Ok(())
     }
 
     /// Begins the transition as soon as no thread is inside the bytes that are overwritten. `Some` with the threads in
     /// the way if that was not to be had before the deadline.
     fn start(&mut self, deadline: Instant) -> Result<Option<Vec<Hindrance>>> {
         self.know_images();
-        let changes = self.document.state.changes();
         let led = self.is_unwinder_led()?;
-        let install = install_watch(&self.document, &changes, !led);
         let mut pause = BACKOFF_MIN;
         loop {
+            self.hold_loader()?;
+            if self.have_libraries_moved()? {
+                let hindrance = self.catch_up(deadline)?;
+                if self.is_over() {
+                    return Ok(None);
+                }
+                if hindrance.is_some() {
+                    return Ok(Some(hindrance.into_iter().collect()));
+                }
+            }
+            let changes = self.document.state.changes();
+            let install = install_watch(&self.document, &changes, !led);
             let maps = self.recent_maps()?;
             let watch = side_watch(&self.document, &maps, &changes, false)?;
             let obstacles = match self.stop_all(deadline)? {
                 Err(unstoppable) => vec![unstoppable],
+                Ok(stopped) if self.have_libraries_moved()? => {
+                    self.let_go(stopped)?;
+                    Vec::new()
+                }
                 Ok(stopped) => {
                     let mut looker = Looker::new(&self.target, &mut self.prover, maps);
                     let mut unclean = BTreeSet::new();
@@ -165,6 +190,18 @@ impl Session {
             std::thread::sleep(pause);
             pause = (pause * 2).min(BACKOFF_MAX);
         }
+    }
+
+    /// Forgets what was to be mapped with the request and was not.
+    fn forget_unmapped(&mut self) -> Result<()> {
+        let maps = self.target.maps()?;
+        let is_there = |range: &Range<RemoteAddr>| maps.find(range.start).is_some();
+        let document = &mut self.document;
+        document.libraries.take_if(|libraries| !is_there(&libraries.mapping));
+        document.runtime.take_if(|runtime| !is_there(&runtime.mapping));
+        document.call_area.take_if(|area| !is_there(&area.mapping));
+        document.unwinder.take_if(|unwinder| !is_there(&unwinder.mapping));
+        Ok(())
     }
 
     /// Refuses to begin where the entry of a changing function does not hold what the transition comes from: since it was
@@ -225,14 +262,16 @@ impl Session {
             for change in changes {
                 self.lead(change, &arena)?;
             }
+            self.publish()?;
             self.target.memory().write(arena.word, &[WORD_BEGUN])?;
         }
         self.step(Event::Started { pending: unclean })?;
         if self.is_over() {
             self.settle(changes)?;
+            self.publish()?;
             self.was_entered = entered_before;
         }
-        Ok(())
+        self.release_loader()
     }
 
     /// Lets the threads go after a begin. If that was the end as well, no thread has been in a stub, and what the transition
@@ -301,14 +340,27 @@ impl Session {
         Ok(())
     }
 
+    /// The same for functions of libraries that can come, and the hook is given a table without the transition.
+    fn settle_coming(&mut self) -> Result<()> {
+        for site in self.document.sites.iter().filter(|site| self.can_go(&site.func)) {
+            let implementation = self.document.state.steady(&site.func);
+            self.lead_to(site, self.document.landing(&site.func, implementation)?)?;
+        }
+        self.publish()
+    }
+
     /// Looks at the pending threads until all have switched or the time is over.
     pub(crate) fn converge(&mut self, deadline: Instant) -> Result<Standing> {
         self.know_images();
-        let changes = self.document.state.changes();
+        let mut changes = self.document.state.changes();
         let mut pause = BACKOFF_MIN;
         let mut census = self.census.take();
         let mut gates: Option<Gates> = None;
         while let Some(pending) = self.pending() {
+            if self.have_libraries_moved()? {
+                // Looking at all of them takes it over.
+                (census, gates) = (None, None);
+            }
             let hindrances = match &mut census {
                 Some(census) if census.is_valid() && !self.scan_memory => {
                     let gates = match &gates {
@@ -321,7 +373,8 @@ impl Session {
                     looked?
                 }
                 _ => {
-                    let (taken, hindrances) = self.look_at_all(&pending, &changes, deadline)?;
+                    let (taken, hindrances) = self.look_at_all(&pending, deadline)?;
+                    changes = self.changes_or(changes);
                     census = taken;
                     hindrances
                 }
@@ -335,6 +388,11 @@ impl Session {
         }
         self.finish(&changes, deadline)?;
         Ok(Standing::Complete)
+    }
+
+    /// What changes in the running transition by now; what `before` says once it is over.
+    fn changes_or(&self, before: Vec<Change>) -> Vec<Change> {
+        if self.is_over() { before } else { self.document.state.changes() }
     }
 
     /// The gates of the running transition's stubs.
@@ -422,6 +480,8 @@ impl Session {
                     hindrances.push(Hindrance::Blocker(blocker));
                 }
                 // Who was born since the census may share the key. With this thread stopped it has no more children.
+                // A library that the look did not know of may have come, and the thread be in there.
+                None if self.have_libraries_moved()? => census.invalidate(),
                 None if holders.contains(&(thread.tid(), key)) && self.holds_alone(key, census)? => {
                     self.strike(key)?;
                 }
@@ -470,28 +530,33 @@ impl Session {
     fn look_at_all(
         &mut self,
         pending: &BTreeSet<ThreadId>,
-        changes: &[Change],
         deadline: Instant,
     ) -> Result<(Option<Census>, Vec<Hindrance>)> {
-        let maps = self.target.maps()?;
-        let watch = &side_watch(&self.document, &maps, changes, self.pending_run_goal())?;
+        let mut maps = self.target.maps()?;
+        let mut changes = self.document.state.changes();
+        let mut watch = side_watch(&self.document, &maps, &changes, self.pending_run_goal())?;
         let stopped = match self.stop_all(deadline)? {
             Ok(stopped) => stopped,
             Err(unstoppable) => return Ok((None, vec![unstoppable])),
         };
+        if self.take_over(&stopped)? {
+            maps = self.target.maps()?;
+            changes = self.document.state.changes();
+            watch = side_watch(&self.document, &maps, &changes, self.pending_run_goal())?;
+        }
         let mut looker = Looker::new(&self.target, &mut self.prover, maps);
         let mut hindrances = Vec::new();
         let mut unclean = BTreeSet::new();
         let mut holds = Vec::new();
         for thread in stopped.threads().iter().filter(|t| pending.contains(&Census::key(t))) {
-            if let Some(blocker) = looker.look(thread, watch)? {
+            if let Some(blocker) = looker.look(thread, &watch)? {
                 unclean.insert(Census::key(thread));
                 holds.push((Census::key(thread), blocker.outermost));
                 hindrances.push(Hindrance::Blocker(blocker));
             }
         }
         self.hold(&holds)?;
-        let suspended = self.look_at_memory(&stopped, changes, self.pending_run_goal())?;
+        let suspended = self.look_at_memory(&stopped, &changes, self.pending_run_goal())?;
         if suspended.is_empty() {
             for key in pending.difference(&unclean) {
                 self.strike(*key)?;
@@ -520,9 +585,12 @@ impl Session {
         if self.document.arena.is_none() && !due {
             return Ok(());
         }
-        if !self.is_settled(changes)? {
+        let moving = self.document.libraries.as_ref().is_some_and(|libraries| libraries.moving);
+        if moving || !self.is_settled(changes)? {
             let stopped = self.stop_all_patiently(deadline)?;
+            self.take_over(&stopped)?;
             self.settle(changes)?;
+            self.settle_coming()?;
             self.let_go(stopped)?;
         }
         if due {
@@ -534,7 +602,7 @@ impl Session {
     }
 
     /// Whether every thread has switched: what is left are callbacks at most.
-    fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.document.state.transition().is_none_or(|transition| transition.phase() == Phase::Completing)
     }
 
@@ -564,12 +632,17 @@ impl Session {
     /// Turns the running transition round. Nobody changes sides by this: who had switched is pending now.
     pub(crate) fn turn_round(&mut self, deadline: Instant) -> Result<()> {
         self.know_images();
-        let changes = self.document.state.changes();
+        let mut changes = self.document.state.changes();
         let had_not = self.pending().unwrap_or_default();
-        let maps = self.target.maps()?;
+        let mut maps = self.target.maps()?;
         let side = self.pending_run_goal() == canary!("reverse-asks-for-the-wrong-side");
-        let watch = side_watch(&self.document, &maps, &changes, side)?;
+        let mut watch = side_watch(&self.document, &maps, &changes, side)?;
         let stopped = self.stop_all_patiently(deadline)?;
+        if self.take_over(&stopped)? {
+            maps = self.target.maps()?;
+            changes = self.document.state.changes();
+            watch = side_watch(&self.document, &maps, &changes, side)?;
+        }
         let mut looker = Looker::new(&self.target, &mut self.prover, maps);
         let mut unclean = BTreeSet::new();
         for thread in stopped.threads().iter().filter(|t| !had_not.contains(&Census::key(t))) {
@@ -591,6 +664,7 @@ impl Session {
         self.step(Event::Reverse { patch: None, threads: unclean })?;
         if self.is_over() {
             self.settle(&changes)?;
+            self.settle_coming()?;
         }
         self.let_go(stopped)?;
         self.commit()
@@ -599,6 +673,7 @@ impl Session {
     /// Declares all pending threads switched, clean or not, and completes the transition.
     pub(crate) fn force_through(&mut self, deadline: Instant) -> Result<()> {
         let stopped = self.stop_all_patiently(deadline)?;
+        self.take_over(&stopped)?;
         self.step(Event::Force { patch: None })?;
         // What is forced must be known before the first thread is struck: its memory stays for ever.
         self.commit()?;
@@ -610,7 +685,7 @@ impl Session {
     }
 
     /// Strikes all keys that are listed and settles all entries; to be done with all threads stopped.
-    fn complete_unproved(&self) -> Result<()> {
+    fn complete_unproved(&mut self) -> Result<()> {
         if let Some(arena) = &self.document.arena {
             let (at, table) = self.table(arena, self.word()?)?;
             for offset in table.pending().filter_map(|key| table.strike_offset(key)) {
@@ -621,7 +696,7 @@ impl Session {
             let implementation = self.document.state.steady(&site.func);
             self.lead_to(site, self.document.landing(&site.func, implementation)?)?;
         }
-        Ok(())
+        self.publish()
     }
 
     /// Takes up what an earlier run of the tool left: cancels a transition that had not begun, reads who is pending in one
@@ -636,6 +711,7 @@ impl Session {
             if self.document.arena.is_some() {
                 // A force that was recorded and not carried out to its end.
                 let stopped = self.stop_all_patiently(deadline)?;
+                self.take_over(&stopped)?;
                 self.complete_unproved()?;
                 self.let_go(stopped)?;
                 self.close_if_over();
@@ -653,6 +729,7 @@ impl Session {
         if phase == Phase::Completing {
             if self.document.arena.is_some() {
                 let stopped = self.stop_all_patiently(deadline)?;
+                self.take_over(&stopped)?;
                 self.complete_unproved()?;
                 self.let_go(stopped)?;
             }
@@ -688,16 +765,22 @@ impl Session {
             return Ok(());
         }
         let changes = self.document.state.changes();
-        if self.leads_to_stubs(&changes)? {
+        let moving = self.document.libraries.as_ref().is_some_and(|libraries| libraries.moving);
+        if moving || self.leads_to_stubs(&changes)? {
             let stopped = self.stop_all_patiently(Instant::now() + BACKOFF_MAX)?;
             for change in &changes {
                 if let Some(site) = self.document.site(&change.func) {
                     self.lead_to(site, self.document.landing(&change.func, change.source)?)?;
                 }
             }
+            self.step(event)?;
+            // What came meanwhile can have been led to stubs only by a table that was there before the begin.
+            self.take_over(&stopped)?;
+            self.settle_coming()?;
             self.let_go(stopped)?;
+        } else {
+            self.step(event)?;
         }
-        self.step(event)?;
         self.document.arena = None;
         if matches!(self.document.state.due(), Due::Callback(_)) {
             self.commit()?;

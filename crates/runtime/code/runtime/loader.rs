@@ -17,6 +17,7 @@ mod going;
 mod list;
 mod message;
 mod seen;
+mod sides;
 mod table;
 
 use super::log::Shared;
@@ -33,11 +34,21 @@ use seen::Seen;
 use table::Table;
 
 #[cfg_attr(not(test), unsafe(export_name = "ugraft_loader"))]
-pub static LOADER: Shared<Loader> =
-    Shared(UnsafeCell::new(Loader { table: 0, debug: 0, signal_error: 0, owner: 0, again: 0, changes: 0 }));
+pub static LOADER: Shared<Loader> = Shared(UnsafeCell::new(Loader {
+    table: 0,
+    debug: 0,
+    signal_error: 0,
+    owner: 0,
+    again: 0,
+    changes: 0,
+    hold: 0,
+}));
 
 /// Set in the owner's number where it must make no system calls of ours.
 const GUARDED: u64 = 1 << 63;
+
+/// How long a thread waits in one turn while it is held, in nanoseconds.
+const TURN: u64 = 250_000;
 
 // Called by the loader in place of its own function, which takes no arguments: the hook is told where its return address lies.
 global_asm!(
@@ -67,6 +78,9 @@ extern "C" fn hook(frame: u64) {
             again.store(1, Ordering::Relaxed);
             return;
         }
+        if me & GUARDED == 0 && matches!(doing((*loader).debug as *const Debug), Doing::Nothing) {
+            wait_while_held(loader);
+        }
         // Another owner is the parent's thread of a fork: the loader's lock keeps out those that there are.
         owner.store(me, Ordering::SeqCst);
         again.store(0, Ordering::Relaxed);
@@ -84,6 +98,33 @@ extern "C" fn hook(frame: u64) {
             // Leaves by a jump to where the loader began; its cleaning up calls the hook again.
             signal_error(0, refused.name, core::ptr::null(), refused.why.as_bytes().as_ptr());
         }
+    }
+}
+
+/// Waits while the tool is finding out what there is, or until the count runs out that it has set for that. The list is whole, and this
+/// thread, which does not own the hook yet, holds the loader's lock: so nothing comes or goes meanwhile.
+unsafe fn wait_while_held(loader: *mut Loader) {
+    // SAFETY: a word of the loader's; the tool writes it at any time.
+    let hold = unsafe { AtomicU64::from_ptr(&raw mut (*loader).hold) };
+    loop {
+        let turns = hold.load(Ordering::Relaxed);
+        if turns == 0 {
+            return;
+        }
+        // If the tool has written it since, what it wrote stays.
+        if hold.compare_exchange(turns, turns.wrapping_sub(1), Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            syscall::sleep(TURN);
+        }
+    }
+}
+
+/// Notes that something came or went.
+unsafe fn changed(loader: *mut Loader) -> u64 {
+    // SAFETY: the word is this thread's to write while it owns the hook; the tool reads it.
+    unsafe {
+        let changes = (*loader).changes.wrapping_add(1);
+        AtomicU64::from_ptr(&raw mut (*loader).changes).store(changes, Ordering::Relaxed);
+        changes
     }
 }
 
@@ -110,11 +151,16 @@ unsafe fn look(loader: *mut Loader, frame: u64, welcome: bool) -> Option<Refused
             }
         }
         let seen = Seen(table, (*table.0.cast::<Head>()).seen);
-        seen.forget(debug);
+        if seen.forget(debug) {
+            changed(loader);
+        }
         let mut refused = None;
         each(debug, |map| {
-            if seen.is_new(map as u64) && welcome {
-                refused = came(loader, table, map);
+            if seen.is_new(map as u64) {
+                changed(loader);
+                if welcome {
+                    refused = came(loader, table, map);
+                }
             }
             refused.is_none()
         });

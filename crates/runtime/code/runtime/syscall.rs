@@ -19,6 +19,7 @@ const MUNMAP: usize = 11;
 const BRK: usize = 12;
 const PREAD64: usize = 17;
 const PWRITE64: usize = 18;
+const NANOSLEEP: usize = 35;
 const GETPID: usize = 39;
 const GETTID: usize = 186;
 const OPENAT: usize = 257;
@@ -213,6 +214,13 @@ pub unsafe fn unmap(at: u64, len: usize) {
 pub fn brk() -> u64 {
     // SAFETY: a wish that cannot be fulfilled changes nothing.
     unsafe { call(BRK, [0; 6]) }.map_or(0, |end| end as u64)
+}
+
+/// Waits for so many nanoseconds, less than a second, or until a signal comes.
+pub fn sleep(nanoseconds: u64) {
+    let time = [0, nanoseconds];
+    // SAFETY: a `struct timespec`.
+    let _ = unsafe { call(NANOSLEEP, [time.as_ptr().addr(), 0, 0, 0, 0, 0]) };
 }
 
 /// The number of the calling thread.

@@ -4,18 +4,18 @@
 use super::callbacks::{COMING, POST_PATCH, POST_UNPATCH, PRE_PATCH, call};
 use super::finalizers;
 use super::going::{give_back, release};
-use super::is_guarded;
 use super::list::{Debug, LinkMap};
 use super::message::{ERROR, Line, NOTICE, OBJECT, PATCH, WARNING, log, number};
+use super::sides::Sides;
 use super::table::Table;
-use crate::expected::{AWAY, Func, HERE, LEFT, Loader, Object, Place, Use};
-use crate::layout::Site;
+use super::{changed, is_guarded};
+use crate::expected::{AWAY, Func, HERE, Head, LEFT, Loader, Object, Place, Use};
+use crate::layout::{Site, StubTemplate};
 use crate::runtime::elf::Object as Library;
 use crate::runtime::log::append;
 use crate::runtime::redirect::{Near, Text as Code};
 use crate::runtime::refusal::Refusal;
 use crate::runtime::symbols::File;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 /// The kernel's number for what is not permitted.
 const EPERM: i32 = 1;
@@ -74,11 +74,9 @@ unsafe fn welcome(
 ) -> Option<Refused> {
     // SAFETY: as for `came`.
     unsafe {
-        let changes = (*loader).changes.wrapping_add(1);
-        AtomicU64::from_ptr(&raw mut (*loader).changes).store(changes, Ordering::Relaxed);
         (*object).link_map = map as u64;
         (*object).bias = (*map).bias;
-        (*object).came = changes;
+        (*object).came = changed(loader);
         (*object).near = [0; 2];
         for i in 0..(*object).places.count {
             (*table.entry::<Place>((*object).places, i)).site = Site::default();
@@ -229,7 +227,9 @@ impl Work<'_> {
                 call(table, object, one, POST_UNPATCH, COMING);
                 return Err(unfit);
             }
-            call(table, object, one, POST_PATCH, COMING);
+            if (*one).moving == 0 {
+                call(table, object, one, POST_PATCH, COMING);
+            }
         }
         Ok(())
     }
@@ -278,7 +278,7 @@ impl Work<'_> {
 
     /// Leads the library's functions to the patch's.
     unsafe fn redirect(&mut self, one: *mut Use) -> Result<(), Unfit> {
-        let (table, object) = (self.table, self.object);
+        let table = self.table;
         // SAFETY: as for `apply`.
         if unsafe { (*one).funcs.count } == 0 {
             return Ok(());
@@ -296,24 +296,64 @@ impl Work<'_> {
             let code = Code::open().map_err(refused)?;
             for i in 0..(*one).funcs.count {
                 let func: *mut Func = table.entry((*one).funcs, i);
-                let site = &(*table.entry::<Place>((*object).places, (*func).place as u32)).site;
-                let mut landing = (*func).new;
-                if !site.reaches(landing) {
-                    if self.near.is_none() {
-                        let near = Near::map(self.library, self.all_funcs(), &code).map_err(refused)?;
-                        (*object).near = [near.start, near.len];
-                        self.near = Some(near);
-                    }
-                    let Some(near) = &self.near else { continue };
-                    let cell = near.cell(self.cells);
-                    self.cells = self.cells.wrapping_add(1);
-                    landing = code.trampoline(cell, landing).map_err(refused)?;
-                }
-                code.lead(site, landing).map_err(refused)?;
-                (*func).landing = landing;
+                self.lead(func, &code).map_err(refused)?;
             }
         }
         Ok(())
+    }
+
+    /// Leads a function to what it is by a patch that was just applied, and those before it.
+    unsafe fn lead(&mut self, func: *mut Func, code: &Code) -> Result<(), Refusal> {
+        let (table, object) = (self.table, self.object);
+        // SAFETY: as for `apply`; nobody runs the library's code before the hook returns.
+        unsafe {
+            let site = &(*table.entry::<Place>((*object).places, (*func).place as u32)).site;
+            let mut cell = None;
+            if (*func).new != 0 {
+                (*func).landing = (*func).new;
+                if !site.reaches((*func).new) {
+                    let cell = self.cell(&mut cell, code)?;
+                    (*func).landing = code.trampoline(cell, (*func).new)?;
+                }
+            }
+            let Sides { source, goal } = Sides::of(table, object, (*func).place);
+            if source.new == goal.new {
+                return match goal.landing {
+                    0 => code.restore(site),
+                    landing => code.lead(site, landing),
+                };
+            }
+            let stub = (*table.0.cast::<Head>()).stub;
+            let cell = self.cell(&mut cell, code)?;
+            let thunk = if source.new == 0 || goal.new == 0 { code.fill_thunk(cell, site)? } else { 0 };
+            let [source, goal] = [source, goal].map(|side| if side.new == 0 { thunk } else { side.new });
+            if stub.count == 0 {
+                return Err(Refusal::NoStub);
+            }
+            let stub = code.fill_stub(cell, &*table.entry::<StubTemplate>(stub, 0), source, goal)?;
+            code.lead(site, stub)
+        }
+    }
+
+    /// The cell of a function, taken when it is first asked for.
+    unsafe fn cell(&mut self, cell: &mut Option<u64>, code: &Code) -> Result<u64, Refusal> {
+        if let Some(cell) = *cell {
+            return Ok(cell);
+        }
+        let near = match self.near {
+            Some(near) => near,
+            None => {
+                // SAFETY: as for `apply`.
+                let near = unsafe { Near::map(self.library, self.all_funcs(), code)? };
+                // SAFETY: as for `apply`.
+                unsafe { (*self.object).near = [near.start, near.len] };
+                *self.near.insert(near)
+            }
+        };
+        let at = near.cell(self.cells);
+        self.cells = self.cells.wrapping_add(1);
+        *cell = Some(at);
+        Ok(at)
     }
 
     /// How many functions the patches have for the library, together.

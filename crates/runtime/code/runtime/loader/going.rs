@@ -1,12 +1,11 @@
 //! Letting go of a library.
 
 use super::callbacks::{GOING, POST_UNPATCH, PRE_UNPATCH, call};
-use super::finalizers;
 use super::message::{NOTICE, OBJECT, PATCH, log};
 use super::table::Table;
+use super::{changed, finalizers};
 use crate::expected::{AWAY, HERE, LEFT, Loader, Object, Use};
 use crate::runtime::syscall;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Lets go of the libraries that the loader is about to remove, in the order in which it has run their destructors. `frame` is where the
 /// return address of its call of the hook lies.
@@ -48,8 +47,7 @@ unsafe fn release_all(table: Table, object: *mut Object) {
 pub unsafe fn went(loader: *mut Loader, table: Table, object: *mut Object) {
     // SAFETY: the table is the tool's.
     unsafe {
-        let changes = (*loader).changes.wrapping_add(1);
-        AtomicU64::from_ptr(&raw mut (*loader).changes).store(changes, Ordering::Relaxed);
+        changed(loader);
         release_all(table, object);
         give_back(object);
         (*object).state = AWAY;
@@ -57,14 +55,16 @@ pub unsafe fn went(loader: *mut Loader, table: Table, object: *mut Object) {
     }
 }
 
-/// Lets go of a library for a patch. Nobody runs the library any more, so its code stays as it is.
+/// Lets go of a library for a patch; one that is in transition is between its `pre_` and `post_` callbacks. Nobody runs the library any more, so its code stays as it is.
 pub unsafe fn release(table: Table, object: *mut Object, one: *mut Use, state: u64) {
     // SAFETY: as for `went`.
     unsafe {
         if (*one).applied == 0 {
             return;
         }
-        call(table, object, one, PRE_UNPATCH, state);
+        if (*one).moving == 0 {
+            call(table, object, one, PRE_UNPATCH, state);
+        }
         log(table, object, one, NOTICE, &[b"reverting patch ", PATCH, b" on unloading module ", OBJECT]);
         (*one).applied = 0;
         call(table, object, one, POST_UNPATCH, state);

@@ -14,8 +14,9 @@ impl Seen {
         unsafe { self.0.entry(self.1, index) }
     }
 
-    /// Forgets those that are gone: their addresses may come again.
-    pub unsafe fn forget(&self, debug: *const Debug) {
+    /// Forgets those that are gone: their addresses may come again. Whether there were any.
+    pub unsafe fn forget(&self, debug: *const Debug) -> bool {
+        let mut any = false;
         // SAFETY: as for `look`.
         unsafe {
             for i in 0..self.1.count {
@@ -28,10 +29,12 @@ impl Seen {
                     });
                     if !listed {
                         *slot = 0;
+                        any = true;
                     }
                 }
             }
         }
+        any
     }
 
     /// Whether it was not seen yet, which it is from now on. Without room for it nobody can tell: then it is not new.
