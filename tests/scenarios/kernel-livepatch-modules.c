@@ -49,16 +49,19 @@ MODULE_DESCRIPTION("A module to be patched");
 //@ build cc -shared -O2 -fPIC -Wall -Werror -I$SDK -Wl,-soname,klp_mod klp_mod.c -o klp_mod.so
 
 //@ file klp_busy.c
-// Has a thread that is inside one of its functions until it is unloaded.
+// Has a thread that is inside one of its functions until it is unloaded, or only for a moment.
 #include <pthread.h>
 #include <stdatomic.h>
 #include <unistd.h>
+#ifndef BRIEFLY
+#define BRIEFLY 0
+#endif
 static pthread_t thread;
 static atomic_int over, inside;
 __attribute__((noinline)) int busymod_work_func(void *nothing)
 {
 	inside = 1;
-	while (!over)
+	while (!over && !BRIEFLY)
 		usleep(1000);
 	return 0;
 }
@@ -70,7 +73,7 @@ __attribute__((constructor)) static void init(void)
 		usleep(1000);
 }
 __attribute__((destructor)) static void finish(void) { over = 1; pthread_join(thread, NULL); }
-//@ build cc -shared -O2 -fPIC -pthread -Wl,-soname,klp_busy klp_busy.c -o klp_busy.so
+//@ build for i in 0 1; do cc -shared -O2 -fPIC -pthread -DBRIEFLY=$i -Wl,-soname,klp_busy klp_busy.c -o klp_busy$i.so; done
 
 //@ file klp_demo.c
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
@@ -309,3 +312,118 @@ MODULE_INFO(livepatch, "Y");
 //@ $ ugraft unload klp_demo --pid $PID --quiet
 //@ clean
 
+// A function of a module changes, in which nobody is any more (the eighth).
+//@ say insmod ./klp_busy1.so
+//@ expect inserted
+//@ $ ugraft load klp_demo.o --pid $PID --quiet
+//@ say insmod ./klp_mod.so
+//@ expect inserted
+//@ say rmmod klp_mod
+//@ expect removed 0
+//@ $ ugraft disable klp_demo --pid $PID --quiet
+//@ $ ugraft log --pid $PID | sed 's/[^ ]* //'
+//> livepatch: enabling patch 'klp_demo'
+//> livepatch: 'klp_demo': initializing patching transition
+//> klp_demo: pre_patch_callback: vmlinux
+//> klp_demo: pre_patch_callback: klp_busy -> [MODULE_STATE_LIVE] Normal state
+//> livepatch: 'klp_demo': starting patching transition
+//> livepatch: 'klp_demo': completing patching transition
+//> klp_demo: post_patch_callback: vmlinux
+//> klp_demo: post_patch_callback: klp_busy -> [MODULE_STATE_LIVE] Normal state
+//> livepatch: 'klp_demo': patching complete
+//> livepatch: applying patch 'klp_demo' to loading module 'klp_mod'
+//> klp_demo: pre_patch_callback: klp_mod -> [MODULE_STATE_COMING] Full formed, running module_init
+//> klp_demo: post_patch_callback: klp_mod -> [MODULE_STATE_COMING] Full formed, running module_init
+//> klp_demo: pre_unpatch_callback: klp_mod -> [MODULE_STATE_GOING] Going away
+//> livepatch: reverting patch 'klp_demo' on unloading module 'klp_mod'
+//> klp_demo: post_unpatch_callback: klp_mod -> [MODULE_STATE_GOING] Going away
+//> livepatch: 'klp_demo': initializing unpatching transition
+//> klp_demo: pre_unpatch_callback: vmlinux
+//> klp_demo: pre_unpatch_callback: klp_busy -> [MODULE_STATE_LIVE] Normal state
+//> livepatch: 'klp_demo': starting unpatching transition
+//> livepatch: 'klp_demo': completing unpatching transition
+//> klp_demo: post_unpatch_callback: vmlinux
+//> klp_demo: post_unpatch_callback: klp_busy -> [MODULE_STATE_LIVE] Normal state
+//> livepatch: 'klp_demo': unpatching complete
+//@ $ ugraft unload klp_demo --pid $PID --quiet
+//@ clean
+//@ say rmmod klp_busy
+//@ expect removed 0
+
+// One in which a thread stays, so that the transition stalls; a module comes and goes meanwhile (the ninth).
+//@ say insmod ./klp_busy0.so
+//@ expect inserted
+//@ $ ugraft load klp_demo.o --pid $PID --keep --timeout 100ms --quiet >/dev/null 2>&1
+//= 5
+//@ say insmod ./klp_mod.so
+//@ expect inserted
+//@ say rmmod klp_mod
+//@ expect removed 0
+//@ $ ugraft reverse --pid $PID --quiet
+//@ $ ugraft log --pid $PID | sed 's/[^ ]* //'
+//> livepatch: enabling patch 'klp_demo'
+//> livepatch: 'klp_demo': initializing patching transition
+//> klp_demo: pre_patch_callback: vmlinux
+//> klp_demo: pre_patch_callback: klp_busy -> [MODULE_STATE_LIVE] Normal state
+//> livepatch: 'klp_demo': starting patching transition
+//> livepatch: applying patch 'klp_demo' to loading module 'klp_mod'
+//> klp_demo: pre_patch_callback: klp_mod -> [MODULE_STATE_COMING] Full formed, running module_init
+//> livepatch: reverting patch 'klp_demo' on unloading module 'klp_mod'
+//> klp_demo: post_unpatch_callback: klp_mod -> [MODULE_STATE_GOING] Going away
+//> livepatch: 'klp_demo': reversing transition from patching to unpatching
+//> livepatch: 'klp_demo': starting unpatching transition
+//> livepatch: 'klp_demo': completing unpatching transition
+//> klp_demo: post_unpatch_callback: vmlinux
+//> klp_demo: post_unpatch_callback: klp_busy -> [MODULE_STATE_LIVE] Normal state
+//> livepatch: 'klp_demo': unpatching complete
+//@ $ ugraft unload klp_demo --pid $PID --quiet
+//@ clean
+
+// The module that it stalls on goes: that is the end of it.
+//@ $ ugraft load klp_demo.o --pid $PID --keep --timeout 100ms --quiet >/dev/null 2>&1
+//= 5
+//@ say rmmod klp_busy
+//@ expect removed 0
+//@ $ ugraft wait klp_demo --pid $PID --quiet
+//@ $ ugraft log --pid $PID | sed 's/[^ ]* //'
+//> livepatch: enabling patch 'klp_demo'
+//> livepatch: 'klp_demo': initializing patching transition
+//> klp_demo: pre_patch_callback: vmlinux
+//> klp_demo: pre_patch_callback: klp_busy -> [MODULE_STATE_LIVE] Normal state
+//> livepatch: 'klp_demo': starting patching transition
+//> livepatch: reverting patch 'klp_demo' on unloading module 'klp_busy'
+//> klp_demo: post_unpatch_callback: klp_busy -> [MODULE_STATE_GOING] Going away
+//> livepatch: 'klp_demo': completing patching transition
+//> klp_demo: post_patch_callback: vmlinux
+//> livepatch: 'klp_demo': patching complete
+//@ $ ugraft disable klp_demo --pid $PID --quiet && ugraft unload klp_demo --pid $PID --quiet
+//@ clean
+
+// One that comes while it stalls is refused, and the transition goes on without it.
+//@ say insmod ./klp_busy0.so
+//@ expect inserted
+//@ $ ugraft load klp_demo.o --pid $PID --keep --timeout 100ms --quiet >/dev/null 2>&1
+//= 5
+//@ $ ugraft param klp_demo pre_patch_ret=-19 --pid $PID --quiet
+//@ say insmod ./klp_mod.so
+//@ expect ./klp_mod.so: the pre_patch callback of patch 'klp_demo' refused with -19
+//@ say rmmod klp_busy
+//@ expect removed 0
+//@ $ ugraft wait klp_demo --pid $PID --quiet
+//@ $ ugraft log --pid $PID | sed 's/[^ ]* //'
+//> livepatch: enabling patch 'klp_demo'
+//> livepatch: 'klp_demo': initializing patching transition
+//> klp_demo: pre_patch_callback: vmlinux
+//> klp_demo: pre_patch_callback: klp_busy -> [MODULE_STATE_LIVE] Normal state
+//> livepatch: 'klp_demo': starting patching transition
+//> livepatch: applying patch 'klp_demo' to loading module 'klp_mod'
+//> klp_demo: pre_patch_callback: klp_mod -> [MODULE_STATE_COMING] Full formed, running module_init
+//> warning: livepatch: pre-patch callback failed for object 'klp_mod'
+//> warning: livepatch: patch 'klp_demo' failed for module 'klp_mod', refusing to load module 'klp_mod'
+//> livepatch: reverting patch 'klp_demo' on unloading module 'klp_busy'
+//> klp_demo: post_unpatch_callback: klp_busy -> [MODULE_STATE_GOING] Going away
+//> livepatch: 'klp_demo': completing patching transition
+//> klp_demo: post_patch_callback: vmlinux
+//> livepatch: 'klp_demo': patching complete
+//@ $ ugraft disable klp_demo --pid $PID --quiet && ugraft unload klp_demo --pid $PID --quiet
+//@ clean
