@@ -1,0 +1,83 @@
+// The tool is killed before each of its writes to a process that has a library loaded which it patches, lets go of, and patches again. The
+// library's dynamic section is as it was in the end, and its own end goes as it would have gone.
+
+//@ needs strace
+
+//@ file libplug.c
+#include "target.h"
+PATCHABLE int answer(int x) { __asm__ volatile("nop; nop; nop; nop"); return x + 1; }
+__attribute__((destructor)) static void end(void) { tell("destructor %d", answer(1)); }
+//@ build cc -O2 -g -shared -fPIC -pthread -I$SUPPORT libplug.c -o libplug.so
+
+//@ file host.c
+#include "target.h"
+#include <dlfcn.h>
+#include <link.h>
+static unsigned long finalizer_word(void *lib)
+{
+	ElfW(Dyn) *entry = ((struct link_map *)lib)->l_ld;
+	while (entry->d_tag && entry->d_tag != DT_FINI)
+		entry++;
+	return entry->d_un.d_ptr;
+}
+int main(void)
+{
+	void *lib = dlopen("./libplug.so", RTLD_NOW);
+	tell("ready");
+	for (const char *c; (c = command());) {
+		if (!strcmp(c, "word"))
+			tell("word %lx", finalizer_word(lib));
+		else if (!strcmp(c, "call"))
+			tell("%d", ((int (*)(int))dlsym(lib, "answer"))(1));
+		else
+			tell("unloaded %d", dlclose(lib)), lib = dlopen("./libplug.so", RTLD_NOW);
+	}
+	return 0;
+}
+//@ build cc -O2 -g -rdynamic -pthread -I$SUPPORT host.c -o host
+
+//@ file fix.c
+#include <ugraft/livepatch.h>
+static int new_answer(int x) { return x + 100; }
+static struct klp_func funcs[] = { { .old_name = "answer", .new_func = new_answer }, {} };
+static struct klp_object objs[] = { { .name = "libplug.so", .funcs = funcs }, {} };
+static struct klp_patch patch = { .objs = objs };
+KLP_PATCH(patch);
+
+// The first argument is the command, the second how many writes are made between two deaths; whatever is left is done by the command itself,
+// and undone for the next round by the others.
+//@ file killed.sh
+command=$1 step=$2
+shift 2
+n=1
+while ! strace -f -qq -o /dev/null -e trace=pwrite64 -e inject=pwrite64:signal=SIGKILL:when=$n ugraft $command --pid $PID --quiet >said 2>&1; do
+	n=$((n + step))
+	ugraft $command --pid $PID --quiet >said 2>&1
+	for back; do ugraft $back --pid $PID --quiet >said 2>&1 || cat said; done
+done
+test $n -gt 5 || echo "only $n writes"
+
+//@ start host
+//@ expect ready
+//@ say word
+//@ expect word [=word]
+//@ $ sh killed.sh 'load fix.o' 3 'disable fix' 'unload fix'
+//@ say call
+//@ expect 101
+//@ $ sh killed.sh 'disable fix' 3 'enable fix'
+//@ say word
+//@ expect word $word
+//@ $ ugraft enable fix --pid $PID --quiet
+//@ say unload
+//@ expect destructor 101
+//@ expect unloaded 0
+//@ say call
+//@ expect 101
+//@ $ ugraft disable fix --pid $PID --quiet
+//@ $ sh killed.sh 'unload fix' 1 'load fix.o' 'disable fix'
+//@ clean
+//@ say word
+//@ expect word $word
+//@ say unload
+//@ expect destructor 2
+//@ expect unloaded 0
