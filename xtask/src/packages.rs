@@ -12,6 +12,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("ld.lld", "lld"),
     ("gdb", "gdb"),
     ("strace", "strace"),
+    ("perf", "linux-perf"),
     ("musl-gcc", "musl-tools"),
     ("xz", "xz-utils"),
     ("/usr/bin/python3", "python3"),

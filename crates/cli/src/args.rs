@@ -71,7 +71,7 @@ pub enum Command {
     Log(LogArgs),
     /// Show the parameters of a loaded patch, or set one
     Param(ParamArgs),
-    /// Write the names and unwind tables of a loaded patch to a file, for gdb
+    /// Write the names and unwind tables of a loaded patch to a file, for gdb and perf
     Symbols(SymbolsArgs),
     /// Describe a patch file
     Info(InfoArgs),

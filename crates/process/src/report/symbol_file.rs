@@ -2,8 +2,12 @@
 //! addresses where they are.
 //!
 //! ```text
-//! ELF header | .text | .eh_frame | .symtab | .strtab | .shstrtab | section headers
+//! ELF header | .eh_frame | .symtab | .strtab | .shstrtab | section headers
 //! ```
+//!
+//! As in files of separate debugging information, the code itself is not there: debuggers read it from the process or its core. In
+//! place of where it would lie in the file, its section states where it lies in the patch's memory, which is what profilers
+//! reckon with.
 
 use crate::session::Session;
 use crate::{Error, RemoteAddr, Result};
@@ -25,6 +29,8 @@ struct Section {
     info: u32,
     align: u64,
     entry: u64,
+    /// Where it lies and how long it is, for one that has no content.
+    elsewhere: Option<(u64, u64)>,
     bytes: Vec<u8>,
 }
 
@@ -52,15 +58,19 @@ impl Session {
             names.extend(symbol.name.as_bytes());
             names.push(0);
         }
-        let code = read(&tables.code)?;
+        let code = &tables.code;
+        let maps = self.target.maps()?;
+        let mapping = maps.find(code.start).ok_or_else(missing)?;
+        let offset = mapping.offset.0 + (code.start.0 - mapping.start.0);
         let alloc = u64::from(elf::SHF_ALLOC);
         let executable = alloc | u64::from(elf::SHF_EXECINSTR);
         Ok(file(&[
             Section::new("", elf::SHT_NULL, 0, Vec::new()),
             Section {
                 flags: executable,
-                addr: tables.code.start,
-                ..Section::new(".text", elf::SHT_PROGBITS, 16, code)
+                addr: code.start,
+                elsewhere: Some((offset, code.end.0 - code.start.0)),
+                ..Section::new(".text", elf::SHT_NOBITS, 16, Vec::new())
             },
             Section {
                 flags: alloc,
@@ -84,7 +94,7 @@ impl Section {
     fn new(name: &str, kind: u32, align: u64, bytes: Vec<u8>) -> Self {
         let place = SECTION_NAMES.windows(name.len().max(1)).position(|window| window == name.as_bytes());
         let (name, addr) = (place.unwrap_or(0) as u32, RemoteAddr(0));
-        Self { name, kind, flags: 0, addr, link: 0, info: 0, align, entry: 0, bytes }
+        Self { name, kind, flags: 0, addr, link: 0, info: 0, align, entry: 0, elsewhere: None, bytes }
     }
 }
 
@@ -96,7 +106,8 @@ fn file(sections: &[Section]) -> Vec<u8> {
         content.resize((at.next_multiple_of(section.align.max(1)) - HEADER_LEN) as usize, 0);
         let offset = HEADER_LEN + content.len() as u64;
         headers.extend([section.name, section.kind].map(u32::to_le_bytes).concat());
-        let words = [section.flags, section.addr.0, offset, section.bytes.len() as u64];
+        let (offset, len) = section.elsewhere.unwrap_or((offset, section.bytes.len() as u64));
+        let words = [section.flags, section.addr.0, offset, len];
         headers.extend(words.map(u64::to_le_bytes).concat());
         headers.extend([section.link, section.info].map(u32::to_le_bytes).concat());
         headers.extend([section.align, section.entry].map(u64::to_le_bytes).concat());
