@@ -189,6 +189,7 @@ KLP_PATCH(patch);
 //= 5
 //@ at target alive
 //@ $ ugraft load other.o --pid $target --timeout 5s
+//! ugraft: an earlier run left patch 'fix' in transition; it was taken up first
 //! ugraft: patch 'fix' is still in transition: thread [..] (lingerer): linger (frame [..]): in the function, for [..]
 //= 5
 //@ $ ugraft reverse --pid $target
