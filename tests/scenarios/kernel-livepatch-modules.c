@@ -359,7 +359,7 @@ MODULE_INFO(livepatch, "Y");
 //@ expect inserted
 //@ say rmmod klp_mod
 //@ expect removed 0
-//@ $ ugraft reverse --pid $PID --quiet
+//@ $ ugraft disable klp_demo --pid $PID --quiet
 //@ $ ugraft log --pid $PID | sed 's/[^ ]* //'
 //> livepatch: enabling patch 'klp_demo'
 //> livepatch: 'klp_demo': initializing patching transition
