@@ -120,13 +120,14 @@ impl Checker<'_> {
         self.word(addr)
     }
 
-    /// Where a jump to `addr` arrives: through the PLT entry there, if there is one.
+    /// Whether an entry of the PLT begins at `addr`.
+    fn in_plt(&self, addr: RemoteAddr) -> bool {
+        let offset = addr.0.wrapping_sub(self.at.plt_entry(0).0);
+        offset < self.patch.slots.plt.len() as u64 * PLT_ENTRY && offset.is_multiple_of(PLT_ENTRY)
+    }
+
+    /// Where a jump to the PLT entry at `addr` arrives.
     fn through_plt(&self, addr: RemoteAddr) -> Result<RemoteAddr> {
-        let first = self.at.plt_entry(0);
-        let offset = addr.0.wrapping_sub(first.0);
-        if offset >= self.patch.slots.plt.len() as u64 * PLT_ENTRY || !offset.is_multiple_of(PLT_ENTRY) {
-            return Ok(addr);
-        }
         if self.image.bytes(addr, 2) != Some(&[0xff, 0x25]) {
             return wrong(addr, "a PLT entry is not a jump");
         }
@@ -155,10 +156,11 @@ impl Checker<'_> {
             Kind::Pc32 | Kind::Pc64 => leads_to()? == symbol()?,
             Kind::Branch => {
                 let target = leads_to()?;
-                target == symbol()? || self.through_plt(target)? == symbol()?
+                let direct = target == symbol()? && (self.at.movable(reloc.symbol).is_none() || addend != -4);
+                direct || self.in_plt(target) && self.through_plt(target)? == symbol()?
             }
             Kind::Lea => match self.image.bytes(place.offset(-2), 1) {
-                Some([0x8d]) => leads_to()? == symbol()?,
+                Some([0x8d]) => self.at.movable(reloc.symbol).is_none() && leads_to()? == symbol()?,
                 Some([0x8b]) => {
                     changed = true;
                     RemoteAddr(self.got(leads_to()?)?) == symbol()?

@@ -297,6 +297,22 @@ pub enum Error {
         /// How it is used.
         used: &'static str,
     },
+    /// A symbol of an object that is not loaded, at a place that cannot be written when it is.
+    #[error(
+        "section {section}+{offset:#x}: `{symbol}` is not loaded yet, and a {kind} relocation cannot be bound later: {way}"
+    )]
+    NotThereYet {
+        /// Where.
+        section: String,
+        /// Where in it.
+        offset: u64,
+        /// To what.
+        symbol: String,
+        /// The relocation.
+        kind: &'static str,
+        /// What to do.
+        way: &'static str,
+    },
     /// A value does not fit its place.
     #[error(
         "section {section}+{offset:#x}: `{symbol}` at {address} is out of reach of a {kind} relocation: {way}"

@@ -26,7 +26,9 @@ pub use error::{Error, Result};
 pub use klp_symbol::{EXE, KlpSymbol};
 pub use layout::{Layout, SegmentLayout};
 pub use link::{Resolution, Resolve, link};
-pub use linked::{ColdPart, Function, ImageSymbol, LinkedCallbacks, LinkedImage, LinkedObject, Segment};
+pub use linked::{
+    ColdPart, Function, ImageSymbol, LinkedCallbacks, LinkedImage, LinkedObject, Reference, Segment,
+};
 pub use metadata::{Callbacks, Func, Metadata, Object, Param, PatchState};
 pub use param::{ParamKind, ParamValue};
 pub use patch::PatchFile;

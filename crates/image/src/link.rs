@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::klp_symbol::KlpSymbol;
 use crate::layout::{GOT_ENTRY, PLT_ENTRY};
 use crate::limits::PAGE_SIZE;
-use crate::linked::{LinkedImage, Segment};
+use crate::linked::{LinkedImage, Reference, Segment};
 use crate::patch::PatchFile;
 use crate::reloc::{Kind, Reloc};
 use crate::sections::Part;
@@ -26,6 +26,9 @@ const TRAP: u8 = 0xcc;
 pub enum Resolution {
     /// Its address; for an IFUNC that of the chosen implementation.
     Address(RemoteAddr),
+    /// Its address now, or 0, in an object that may come and go while the patch is loaded: the image reaches it through words that can
+    /// be written anew ([`crate::linked::Reference`]).
+    Movable(RemoteAddr),
     /// A thread-local variable in the static TLS block: its offset from the thread pointer (the fs base), negative on
     /// x86-64. The same in every thread.
     TpOffset(i64),
@@ -50,6 +53,7 @@ pub fn link(patch: &PatchFile, base: RemoteAddr, resolve: &mut dyn Resolve) -> R
     check_base(patch, base)?;
     let imports = resolve_all(patch, resolve)?;
     let at = Addresses { patch, base, imports: &imports };
+    let mut references = Vec::new();
     let mut segments = copy(patch, base);
     let mut write = |addr: RemoteAddr, bytes: &[u8]| -> Result<()> {
         let place = segments.iter_mut().find_map(|s| {
@@ -67,6 +71,11 @@ pub fn link(patch: &PatchFile, base: RemoteAddr, resolve: &mut dyn Resolve) -> R
     for (n, (symbol, tls)) in (0..).zip(&patch.slots.got) {
         let value = if *tls { at.tp_offset(*symbol)? as u64 } else { at.symbol(*symbol)?.0 };
         write(at.got_entry(n), &value.to_le_bytes())?;
+        references.extend(at.movable(*symbol).map(|(import, _)| Reference {
+            import,
+            word: at.got_entry(n),
+            addend: 0,
+        }));
     }
     for (n, symbol) in (0..).zip(&patch.slots.plt) {
         let entry = at.plt_entry(n);
@@ -78,6 +87,14 @@ pub fn link(patch: &PatchFile, base: RemoteAddr, resolve: &mut dyn Resolve) -> R
             let place = at.spot(Spot { section: index, offset: reloc.offset });
             let (value, relaxed) =
                 at.value(reloc, place).map_err(|e| e.into_error(patch, &section.name, reloc))?;
+            if reloc.kind == Kind::Abs64 {
+                let import = at.movable(reloc.symbol).map(|(import, _)| import);
+                references.extend(import.map(|import| Reference {
+                    import,
+                    word: place,
+                    addend: reloc.addend,
+                }));
+            }
             if relaxed {
                 // lea reg, [rip+symbol] -> mov reg, [rip+entry of the GOT]; the opcode is two bytes before the operand.
                 write(place.offset(-2), &[0x8b])?;
@@ -89,7 +106,8 @@ pub fn link(patch: &PatchFile, base: RemoteAddr, resolve: &mut dyn Resolve) -> R
         }
     }
     let index = index_tables(patch, base, &mut segments)?;
-    let image = LinkedImage::describe(patch, &at, segments, &imports, index);
+    let mut image = LinkedImage::describe(patch, &at, segments, &imports, index);
+    image.references = references;
     crate::check::check(patch, &image)?;
     Ok(image)
 }
@@ -162,7 +180,7 @@ fn resolve_all(patch: &PatchFile, resolve: &mut dyn Resolve) -> Result<Vec<Resol
             Resolution::TpOffset(_) if import.usage.called || import.usage.addressed => {
                 return mismatch("thread-local", "an ordinary function or variable");
             }
-            Resolution::Address(_) if import.usage.tls => {
+            Resolution::Address(_) | Resolution::Movable(_) if import.usage.tls => {
                 return mismatch("not thread-local", "a thread-local variable");
             }
             _ => found.push(resolution),
@@ -214,6 +232,8 @@ fn plt_entry(entry: RemoteAddr, got: RemoteAddr) -> [u8; PLT_ENTRY as usize] {
 pub(crate) enum Unfit {
     /// The value does not fit.
     Reach(RemoteAddr),
+    /// The value is not known yet, and the place cannot be written later.
+    Later,
     Other(Error),
 }
 
@@ -228,6 +248,18 @@ impl Unfit {
         let address = match self {
             Self::Other(error) => return error,
             Self::Reach(address) => address,
+            Self::Later => {
+                return Error::NotThereYet {
+                    section: section.to_string(),
+                    offset: reloc.offset,
+                    symbol: patch.symbol_name(reloc.symbol),
+                    kind: reloc.kind.name(),
+                    way: match reloc.kind {
+                        Kind::Branch => "call the function itself, not a place within it",
+                        _ => "compile with -fPIC (it is reached through the GOT then)",
+                    },
+                };
+            }
         };
         let own = !matches!(patch.symbols[reloc.symbol as usize].place, Place::Import(_));
         let way = match reloc.kind {
@@ -290,10 +322,19 @@ impl Addresses<'_> {
             Place::Absolute(value) => Ok(RemoteAddr(value)),
             Place::Got => Ok(self.got()),
             Place::Import(import) => match self.imports.get(import as usize) {
-                Some(Resolution::Address(address)) => Ok(*address),
+                Some(Resolution::Address(address) | Resolution::Movable(address)) => Ok(*address),
                 _ => Err(self.unplaced(symbol)),
             },
             Place::Dropped(_) | Place::Unused => Err(self.unplaced(symbol)),
+        }
+    }
+
+    /// Which import a symbol is, and its address or 0, where that may change.
+    pub fn movable(&self, symbol: u32) -> Option<(usize, RemoteAddr)> {
+        let Place::Import(import) = self.patch.symbols[symbol as usize].place else { return None };
+        match self.imports.get(import as usize) {
+            Some(Resolution::Movable(address)) => Some((import as usize, *address)),
+            _ => None,
         }
     }
 
@@ -325,6 +366,13 @@ impl Addresses<'_> {
         };
         let unsigned =
             |value: u64, of: RemoteAddr| u32::try_from(value).map(u64::from).map_err(|_| Unfit::Reach(of));
+        let movable = self.movable(symbol);
+        let by_word =
+            matches!(kind, Kind::Abs64 | Kind::Lea | Kind::GotPcRel | Kind::GotPcRel64 | Kind::Got64)
+                || kind == Kind::Branch && addend == -4;
+        if movable.is_some_and(|(_, address)| address.0 == 0) && !by_word {
+            return Err(Unfit::Later);
+        }
         let value = match kind {
             Kind::Abs64 => s()?.offset(addend).0,
             Kind::Abs32 => unsigned(s()?.offset(addend).0, s()?)?,
@@ -332,7 +380,10 @@ impl Addresses<'_> {
             Kind::Pc32 => signed(pc(s()?), s()?)?,
             Kind::Pc64 => pc(s()?) as u64,
             Kind::Branch => {
-                let direct = signed(pc(s()?), s()?);
+                let direct = match movable {
+                    Some((_, address)) if addend == -4 => Err(Unfit::Reach(address)),
+                    _ => signed(pc(s()?), s()?),
+                };
                 match self.patch.slots.plt_of.get(&symbol) {
                     // Beyond the entry's beginning there is nothing of the function.
                     Some(n) if direct.is_err() && addend == -4 => signed(pc(self.plt_entry(*n)), s()?)?,
@@ -340,8 +391,8 @@ impl Addresses<'_> {
                 }
             }
             Kind::Lea => match signed(pc(s()?), s()?) {
-                Ok(value) => value,
-                Err(_) => return Ok((signed(pc(self.got_of(symbol, false)?), s()?)?, true)),
+                Ok(value) if movable.is_none() => value,
+                _ => return Ok((signed(pc(self.got_of(symbol, false)?), s()?)?, true)),
             },
             Kind::GotPcRel => signed(pc(self.got_of(symbol, false)?), s()?)?,
             Kind::GotPcRel64 => pc(self.got_of(symbol, false)?) as u64,

@@ -78,6 +78,17 @@ pub struct ImageSymbol {
     pub size: u64,
 }
 
+/// A word of the image that holds the address of a symbol whose object may come and go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reference {
+    /// Which of [`PatchFile::imports`].
+    pub import: usize,
+    /// Where the word lies: 8 bytes, in any part of the image.
+    pub word: RemoteAddr,
+    /// What it holds more than the symbol's address; without the object, this alone.
+    pub addend: i64,
+}
+
 /// A patch linked for its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkedImage {
@@ -107,6 +118,8 @@ pub struct LinkedImage {
     pub eh_frame_hdr: Option<(RemoteAddr, u64)>,
     /// What was found for each of [`PatchFile::imports`]; a missing weak symbol is `Address(0)`.
     pub imports: Vec<Resolution>,
+    /// The words that are to be written when an object comes or goes.
+    pub references: Vec<Reference>,
 }
 
 impl LinkedImage {
@@ -189,6 +202,7 @@ impl LinkedImage {
             eh_frame: patch.layout().eh_frame.map(|(offset, size)| (at.base.offset(offset as i64), size)),
             eh_frame_hdr: index,
             imports: imports.to_vec(),
+            references: Vec::new(),
         }
     }
 }

@@ -21,7 +21,7 @@ static OBJECTS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     ]
 });
 
-/// Answers by the length of the name: near, far, thread-local, missing.
+/// Answers by the length of the name: near, far, thread-local, missing, in a library that can go.
 struct Fake;
 
 impl Resolve for Fake {
@@ -29,6 +29,8 @@ impl Resolve for Fake {
         match import.name.len() % 8 {
             0 => Resolution::NotFound,
             1 => Resolution::Address(RemoteAddr(0x7fff_0000_1234)),
+            2 => Resolution::Movable(RemoteAddr(0)),
+            3 => Resolution::Movable(RemoteAddr(0x7fff_0000_4321)),
             _ if import.usage.tls => Resolution::TpOffset(-64),
             _ => Resolution::Address(RemoteAddr(0x40_0000)),
         }

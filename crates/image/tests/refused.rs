@@ -558,6 +558,16 @@ fn linking(cases: &mut Cases) {
         0x10000,
         &mut far,
     );
+    let mut later = Answer(Resolution::Movable(RemoteAddr(0)));
+    cases.link("variable not there yet", call, &["-fpie"], BASE, &mut later);
+    cases.link(
+        "jump into a function not there yet",
+        "__asm__(\"call far_call+8\");",
+        &["-fPIC"],
+        BASE,
+        &mut later,
+    );
+    cases.link("thread-local not there yet", tls, &["-fPIC", "-ftls-model=initial-exec"], BASE, &mut later);
     cases.link("jump into a far function", "__asm__(\"call far_call+8\");", &["-fPIC"], BASE, &mut far);
     let mut large_tls = Answer(Resolution::TpOffset(-(1 << 40)));
     cases.link(

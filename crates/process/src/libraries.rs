@@ -26,6 +26,7 @@ mod hook;
 mod noted;
 mod present;
 mod publish;
+pub(crate) mod references;
 pub(crate) mod running;
 mod settle;
 pub mod table;

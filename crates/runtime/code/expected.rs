@@ -8,7 +8,7 @@
 //! All offsets are bytes from the table's head.
 
 /// Says that what lies here is a table of this layout.
-pub const TABLE_MAGIC: u64 = 0x3330_7463_6570_7865;
+pub const TABLE_MAGIC: u64 = 0x3430_7463_6570_7865;
 /// Room for one table.
 pub const TABLE_MAX: usize = 512 << 10;
 
@@ -145,6 +145,8 @@ pub struct Use {
     pub patch: Part,
     /// Its functions: [`Func`].
     pub funcs: Part,
+    /// What it refers to in the library: [`Reference`].
+    pub references: Part,
     /// The build-id that the library must have, or none.
     pub build_id: Part,
     /// The `struct klp_object`, argument of the callbacks.
@@ -172,6 +174,20 @@ pub struct Func {
     pub landing: u64,
 }
 
+/// A word of a patch's image that holds the address of a symbol of the library while that is loaded.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reference {
+    /// The symbol's name.
+    pub symbol: Part,
+    /// Its position among those of that name; 0 where it is to be the only one.
+    pub position: u64,
+    /// Where the word lies.
+    pub word: u64,
+    /// What it holds more than the symbol's address; without the library, this alone.
+    pub addend: u64,
+}
+
 /// A function of a library.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -188,5 +204,5 @@ const _: () = assert!(size_of::<Loader>() == 56);
 const _: () = assert!(size_of::<Running>() == 40 && size_of::<Finalizer>() == 56);
 const _: () = assert!(size_of::<Head>() == 48);
 const _: () = assert!(size_of::<Object>() == 72);
-const _: () = assert!(size_of::<Use>() == 88);
+const _: () = assert!(size_of::<Use>() == 96 && size_of::<Reference>() == 32);
 const _: () = assert!(size_of::<Func>() == 24);

@@ -2,7 +2,7 @@
 
 use super::noted::table_len;
 use super::table::{self, Library, LibraryPlace, LibraryUse, Running};
-use super::{Libraries, Present};
+use super::{Libraries, Present, references};
 use crate::code::stub;
 use crate::session::Session;
 use crate::{RemoteAddr, Result};
@@ -120,6 +120,7 @@ impl Session {
                         [object.pre_patch, object.post_patch, object.pre_unpatch, object.post_unpatch];
                     one.callbacks = callbacks.map(|callback| callback.map_or(0, |at| at.0));
                 }
+                one.references = references::of(image, name);
                 let own = described.into_iter().flat_map(|described| {
                     described.funcs.iter().map(|func| (described.id_of(func), func.old_sympos))
                 });

@@ -117,6 +117,7 @@ impl Session {
         }
         let applied = self.apply_late(stopped, &maps)?;
         self.publish()?;
+        self.bind_references(&objects)?;
         if let Some(libraries) = self.document.libraries.as_mut().filter(|_| !applied) {
             libraries.fits = None;
         }

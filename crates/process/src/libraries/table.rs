@@ -4,7 +4,9 @@
 
 use crate::{Error, RemoteAddr, Result};
 use std::mem::{offset_of, size_of};
-use ugraft_runtime::expected::{Func, Head, Object, Part, Place, SEEN_MORE, TABLE_MAGIC, TABLE_MAX, Use};
+use ugraft_runtime::expected::{
+    Func, Head, Object, Part, Place, Reference, SEEN_MORE, TABLE_MAGIC, TABLE_MAX, Use,
+};
 use ugraft_runtime::layout::{Site, StubTemplate};
 
 /// A plain structure of numbers, without padding between them.
@@ -25,9 +27,11 @@ unsafe impl Plain for Func {}
 unsafe impl Plain for Place {}
 // SAFETY: as above.
 unsafe impl Plain for StubTemplate {}
+// SAFETY: as above.
+unsafe impl Plain for Reference {}
 
 const _: () = assert!(size_of::<Object>() == 3 * 8 + 6 * 8);
-const _: () = assert!(size_of::<Use>() == 3 * 8 + 8 * 8);
+const _: () = assert!(size_of::<Use>() == 4 * 8 + 8 * 8);
 const _: () = assert!(size_of::<Place>() == 8 + 8 + size_of::<Site>());
 const _: () = assert!(offset_of!(Place, site) == 16 && size_of::<Site>().is_multiple_of(8));
 
@@ -76,12 +80,27 @@ pub struct LibraryUse {
     pub callbacks: [u64; 4],
     /// Its functions: which place, the new one (0 for the original), and where jumps to it lead.
     pub funcs: Vec<(usize, RemoteAddr, RemoteAddr)>,
+    /// What it refers to in the library.
+    pub references: Vec<LibraryReference>,
     /// How many of the patches in effect are older.
     pub below: usize,
     /// Whether it is in transition.
     pub moving: bool,
     /// Whether it is applied.
     pub applied: bool,
+}
+
+/// A word of a patch that holds the address of a symbol of a library.
+#[derive(Clone, Debug, Default)]
+pub struct LibraryReference {
+    /// The symbol.
+    pub symbol: String,
+    /// Its position among those of that name; 0 for the only one.
+    pub position: u32,
+    /// Where the word lies.
+    pub word: RemoteAddr,
+    /// What it holds more than the symbol's address.
+    pub addend: i64,
 }
 
 /// A function of a library.
@@ -160,7 +179,18 @@ pub fn write(
                 .iter()
                 .map(|(place, new, landing)| Func { place: *place as u64, new: new.0, landing: landing.0 })
                 .collect();
+            let references: Vec<_> = one
+                .references
+                .iter()
+                .map(|reference| Reference {
+                    symbol: writer.text(reference.symbol.as_bytes()),
+                    position: u64::from(reference.position),
+                    word: reference.word.0,
+                    addend: reference.addend as u64,
+                })
+                .collect();
             uses.push(Use {
+                references: writer.array(&references),
                 patch: writer.text(one.patch.as_bytes()),
                 build_id: writer.text(&one.build_id),
                 funcs: writer.array(&funcs),
@@ -239,7 +269,16 @@ fn parse(bytes: &[u8]) -> Option<Vec<Library>> {
     }
     let objects = Part { at: size_of::<Head>() as u32, count: u32::try_from(head.objects).ok()? };
     let library = |object: Object| {
+        let reference_of = |reference: Reference| {
+            Some(LibraryReference {
+                symbol: string(reference.symbol)?,
+                position: u32::try_from(reference.position).ok()?,
+                word: RemoteAddr(reference.word),
+                addend: reference.addend as i64,
+            })
+        };
         let use_of = |one: Use| {
+            let references = entries::<Reference>(bytes, one.references)?;
             let funcs = entries::<Func>(bytes, one.funcs)?;
             Some(LibraryUse {
                 patch: string(one.patch)?,
@@ -252,6 +291,7 @@ fn parse(bytes: &[u8]) -> Option<Vec<Library>> {
                     .collect(),
                 below: one.below as usize,
                 moving: one.moving != 0,
+                references: references.into_iter().map(reference_of).collect::<Option<_>>()?,
                 applied: one.applied != 0,
             })
         };
@@ -291,6 +331,12 @@ mod tests {
                 object: RemoteAddr(7),
                 callbacks: [1, 2, 3, 4],
                 funcs: vec![(1, RemoteAddr(8), RemoteAddr(9))],
+                references: vec![LibraryReference {
+                    symbol: "h".to_owned(),
+                    position: 3,
+                    word: RemoteAddr(16),
+                    addend: -8,
+                }],
                 below: 1,
                 moving: true,
                 applied: true,

@@ -1,6 +1,7 @@
 //! Trying a patch on a target up to the first write: a verdict per function, and whether the whole would load.
 
 use crate::callbacks::runtime;
+use crate::libraries::references;
 use crate::objects::parts::Part;
 use crate::report::view::{self, View};
 use crate::session::batch::{Batch, Ground};
@@ -133,8 +134,9 @@ fn try_on(patch: &PatchFile, view: &View) -> Result<CheckReport> {
             Err(e) => problems.push(e.to_string()),
         }
     }
-    if let Err(e) = plan::image(PatchId(0), patch, &desc, &objects, &document, &mut batch) {
-        problems.push(e.to_string());
+    match plan::image(PatchId(0), patch, &desc, &objects, &document, &mut batch) {
+        Ok(image) => notes.extend(references::bound_later(&image, &objects)),
+        Err(e) => problems.push(e.to_string()),
     }
     let ok = problems.is_empty() && funcs.iter().all(|f| f.ok);
     Ok(CheckReport { patch: desc.name, pid: pid.0, ok, problems, notes, funcs })

@@ -8,10 +8,11 @@ use crate::session::batch::Batch;
 use crate::session::resolve::Resolver;
 use crate::session::site::Finder;
 use crate::session::unwinder::Tables;
-use crate::state::document::{Document, Image, ImageObject, ImageParam, NewFunc, Site, Symbol};
+use crate::state::document::{Document, Image, ImageObject, ImageParam, NewFunc, Reference, Site, Symbol};
 use crate::target::Target;
 use crate::target::maps::Maps;
 use crate::{RemoteAddr, Result};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use ugraft_core::{Callbacks, FuncDesc, FuncId, ObjectDesc, PatchDesc, PatchId, StateDesc};
 use ugraft_image::{Func, LinkedImage, PatchFile, Resolution};
@@ -174,7 +175,9 @@ pub fn image(
     let also: Vec<ObjectId> =
         desc.objects.iter().filter_map(|o| objects.find(o.name.as_deref()).ok()).map(|o| o.id()).collect();
     let runtime = document.runtime.as_ref().map(|runtime| &runtime.functions);
-    let mut resolver = Resolver::new(objects, &also)?.with(runtime.cloned().unwrap_or_default());
+    let mut resolver = Resolver::new(objects, &also)?
+        .with(runtime.cloned().unwrap_or_default())
+        .with_movable(movable(patch, desc, objects));
     let mut jumps = jumps(desc, document);
     if jumps.is_empty() {
         // Functions of libraries that come later will lie where libraries do, next to the loader.
@@ -195,9 +198,41 @@ pub fn image(
         exit: linked.exit,
         params: image_params(patch, &linked),
         tables: Tables::of(&linked),
+        references: image_references(patch, objects, &linked),
     };
     trampolines(&mut image, document, &desc.name, batch)?;
     Ok(image)
+}
+
+/// What a patch calls the libraries among its objects that can come or go.
+fn movable(patch: &PatchFile, desc: &PatchDesc, objects: &Objects<'_>) -> BTreeSet<String> {
+    let by_position =
+        |import: &ugraft_image::Import| import.klp.as_ref().is_some_and(|klp| klp.object.is_some());
+    if !patch.imports().iter().any(by_position) {
+        return BTreeSet::new();
+    }
+    let permanent = objects.permanent();
+    let stays = |name: &str| objects.find(Some(name)).is_ok_and(|object| permanent.contains(&object.id().0));
+    let imports = patch.imports().iter().filter_map(|import| import.klp.as_ref()?.object.clone());
+    let named = |name: &String| {
+        let canonical = canonical(objects, name);
+        desc.objects.iter().any(|object| object.name.as_ref() == Some(&canonical))
+    };
+    imports.filter(|name| named(name) && !stays(name)).collect()
+}
+
+fn image_references(patch: &PatchFile, objects: &Objects<'_>, linked: &LinkedImage) -> Vec<Reference> {
+    let reference = |linked: &ugraft_image::Reference| {
+        let klp = patch.imports().get(linked.import)?.klp.as_ref()?;
+        Some(Reference {
+            object: canonical(objects, klp.object.as_deref()?),
+            symbol: klp.symbol.clone(),
+            position: klp.pos,
+            word: linked.word,
+            addend: linked.addend,
+        })
+    };
+    linked.references.iter().filter_map(reference).collect()
 }
 
 /// Where the redirects of the patch's loaded functions jump from.
@@ -223,7 +258,7 @@ fn place(
         .iter()
         .filter(|import| import.usage.near)
         .filter_map(|import| match resolver.resolve(import) {
-            Resolution::Address(addr) if addr.0 != 0 => Some(addr),
+            Resolution::Address(addr) | Resolution::Movable(addr) if addr.0 != 0 => Some(addr),
             _ => None,
         })
         .collect();

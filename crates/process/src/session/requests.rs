@@ -8,7 +8,7 @@ use crate::callbacks::call_area::{CALL_AREA_LEN, CallArea};
 use crate::callbacks::params;
 use crate::callbacks::runtime;
 use crate::code::entry::Installed;
-use crate::libraries::is_about_to_come;
+use crate::libraries::{is_about_to_come, references};
 use crate::objects::{Objects, Role};
 use crate::remote::sharing;
 use crate::report::Report;
@@ -458,6 +458,7 @@ impl Session {
         self.note_objects(&objects)?;
         self.note_contexts(&objects, options);
         self.resolvers = resolvers(&objects)?;
+        let enabling = matches!(event, Event::Enable { .. });
         self.step(event)?;
         if matches!(self.document.state.due(), Due::Callback(_)) {
             self.check_safe_point(Instant::now() + options.timeout)?;
@@ -476,6 +477,9 @@ impl Session {
         for image in &mut images {
             if self.document.state.patch(image.patch).is_some_and(|p| p.name() == name) {
                 plan::trampolines(image, &self.document, name, &mut batch)?;
+                if enabling && let Some(patch) = self.document.state.patch(image.patch) {
+                    references::write_all(image, patch.desc(), &objects, &mut batch)?;
+                }
             }
         }
         self.document.images = images;

@@ -1,11 +1,12 @@
 //! The target's answers to a patch's undefined symbols.
 
+use crate::libraries::references;
 use crate::objects::scope::{Scope, Value};
 use crate::objects::symbols::SymbolError;
 use crate::objects::{ObjectId, Objects};
 use crate::{Error, RemoteAddr, Result};
 use object::elf;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use ugraft_image::{Import, KlpSymbol, Resolution, Resolve};
 
 /// Resolves symbols as the target's own loader would, and non-exported ones by object and position.
@@ -15,6 +16,8 @@ pub struct Resolver<'o, 't> {
     scope: Scope<'o, 't>,
     /// Functions that come before the target's.
     runtime: BTreeMap<String, RemoteAddr>,
+    /// Names of libraries that can come or go while the patch is loaded, and that it is told of.
+    movable: BTreeSet<String>,
 }
 
 impl<'o, 't> Resolver<'o, 't> {
@@ -23,7 +26,7 @@ impl<'o, 't> Resolver<'o, 't> {
     /// # Errors
     /// Where the target's memory cannot be read.
     pub fn new(objects: &'o Objects<'t>, also: &[ObjectId]) -> Result<Self> {
-        Ok(Self { objects, scope: objects.scope(also)?, runtime: BTreeMap::new() })
+        Ok(Self { objects, scope: objects.scope(also)?, runtime: BTreeMap::new(), movable: BTreeSet::new() })
     }
 
     /// The same, with functions of our own that come before the target's.
@@ -32,12 +35,20 @@ impl<'o, 't> Resolver<'o, 't> {
         Self { runtime, ..self }
     }
 
+    /// The same for a patch that is told when the libraries of these names come and go: its references to them by position can be
+    /// bound anew.
+    #[must_use]
+    pub fn with_movable(self, movable: BTreeSet<String>) -> Self {
+        Self { movable, ..self }
+    }
+
     /// What the target says about `import`.
     pub fn resolve(&self, import: &Import) -> Resolution {
         if let (None, Some(addr)) = (&import.klp, self.runtime.get(&import.name)) {
             return Resolution::Address(*addr);
         }
         let answer = match &import.klp {
+            Some(klp) if self.is_movable(klp) => self.by_position_later(klp, import),
             Some(klp) => self.by_position(klp),
             None => self.by_scope(import),
         };
@@ -69,6 +80,26 @@ impl<'o, 't> Resolver<'o, 't> {
                 Resolution::Address(function.address)
             }
             _ => Resolution::Address(RemoteAddr(symbol.value)),
+        })
+    }
+
+    fn is_movable(&self, klp: &KlpSymbol) -> bool {
+        klp.object.as_ref().is_some_and(|object| self.movable.contains(object))
+    }
+
+    fn by_position_later(&self, klp: &KlpSymbol, import: &Import) -> Result<Resolution> {
+        if let Some(object) = klp.object.as_deref().filter(|object| references::is_away(self.objects, object))
+        {
+            return Ok(match import.usage.tls {
+                false => Resolution::Movable(RemoteAddr(0)),
+                true => Resolution::Refused(format!(
+                    "a thread-local variable of {object}, which is not loaded yet: such have no one place"
+                )),
+            });
+        }
+        Ok(match self.by_position(klp)? {
+            Resolution::Address(address) => Resolution::Movable(address),
+            other => other,
         })
     }
 

@@ -93,6 +93,24 @@ pub struct Image {
     /// Its unwind tables.
     #[serde(default)]
     pub tables: Option<Tables>,
+    /// What it refers to in libraries that can come or go.
+    #[serde(default)]
+    pub references: Vec<Reference>,
+}
+
+/// A word of an image that holds the address of a symbol of a library while that is loaded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reference {
+    /// The library, as the patch's description has it.
+    pub object: String,
+    /// The symbol.
+    pub symbol: String,
+    /// Its position among those of that name; 0 for the only one.
+    pub position: u32,
+    /// Where the word lies.
+    pub word: RemoteAddr,
+    /// What it holds more than the symbol's address; without the library, this alone.
+    pub addend: i64,
 }
 
 /// An object of a patch, as it lies in the image.

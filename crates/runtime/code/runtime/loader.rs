@@ -16,6 +16,7 @@ mod finalizers;
 mod going;
 mod list;
 mod message;
+mod references;
 mod seen;
 mod sides;
 mod table;

@@ -2,13 +2,12 @@
 #![allow(clippy::result_large_err, reason = "there is no allocator, and a refusal is the end of a dlopen")]
 
 use super::callbacks::{COMING, POST_PATCH, POST_UNPATCH, PRE_PATCH, call};
-use super::finalizers;
 use super::going::{give_back, release};
 use super::list::{Debug, LinkMap};
 use super::message::{ERROR, Line, NOTICE, OBJECT, PATCH, WARNING, log, number};
 use super::sides::Sides;
 use super::table::Table;
-use super::{changed, is_guarded};
+use super::{changed, finalizers, is_guarded, references};
 use crate::expected::{AWAY, Func, HERE, Head, LEFT, Loader, Object, Place, Use};
 use crate::layout::{Site, StubTemplate};
 use crate::runtime::elf::Object as Library;
@@ -157,6 +156,25 @@ unsafe fn guarded(table: Table, object: *mut Object, one: *mut Use) -> Unfit {
     }
 }
 
+/// Says in the log what it is about the library that a patch `cannot` do.
+unsafe fn unfit(table: Table, one: *mut Use, cannot: &[u8], name: &[u8], refusal: Refusal) -> Unfit {
+    let mut why = Line::new();
+    why.add(b"patch '");
+    // SAFETY: as for `came`.
+    why.add(unsafe { table.text((*one).patch) });
+    why.add(b"' cannot ");
+    why.add(cannot);
+    why.add(b" '");
+    why.add(name);
+    why.add(b"': ");
+    refusal.write(&mut why);
+    let mut line = Line::new();
+    line.add(b"livepatch: ");
+    line.add(why.as_bytes());
+    append(ERROR, line.as_bytes());
+    Unfit { errno: EINVAL, why }
+}
+
 /// What is at hand while a library is patched.
 struct Work<'l> {
     table: Table,
@@ -168,13 +186,14 @@ struct Work<'l> {
     cells: usize,
 }
 
-impl Work<'_> {
+impl<'l> Work<'l> {
     /// Applies a patch to the library.
     unsafe fn apply(&mut self, one: *mut Use) -> Result<(), Unfit> {
         let (table, object) = (self.table, self.object);
         // SAFETY: the table is the tool's, and the library is mapped.
         unsafe {
             if let Err(unfit) = self.initialize(one) {
+                references::unbind(table, object, one);
                 log(
                     table,
                     object,
@@ -204,6 +223,7 @@ impl Work<'_> {
                     why.add(b"-");
                 }
                 why.add_number(u64::from(value.unsigned_abs()), 10);
+                references::unbind(table, object, one);
                 return Err(Unfit { errno: value.wrapping_neg(), why });
             }
             (*one).applied = 1;
@@ -225,6 +245,7 @@ impl Work<'_> {
                 );
                 (*one).applied = 0;
                 call(table, object, one, POST_UNPATCH, COMING);
+                references::unbind(table, object, one);
                 return Err(unfit);
             }
             if (*one).moving == 0 {
@@ -234,11 +255,16 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Finds the patch's functions in the library.
+    /// Binds the patch's references to the library, and finds its functions there.
     unsafe fn initialize(&mut self, one: *mut Use) -> Result<(), Unfit> {
         let (table, object) = (self.table, self.object);
         // SAFETY: as for `apply`.
         unsafe {
+            if (*one).references.count > 0 {
+                let mut name: &[u8] = b"";
+                let bound = self.file().and_then(|file| references::bind(table, one, file, &mut name));
+                bound.map_err(|refusal| unfit(table, one, b"refer to its symbol", name, refusal))?;
+            }
             for i in 0..(*one).funcs.count {
                 let func: *mut Func = table.entry((*one).funcs, i);
                 (*func).landing = 0;
@@ -247,33 +273,26 @@ impl Work<'_> {
                     continue;
                 }
                 let name = table.text((*place).name);
-                let refused = |refusal: Refusal| {
-                    let mut why = Line::new();
-                    why.add(b"patch '");
-                    why.add(table.text((*one).patch));
-                    why.add(b"' cannot change its function '");
-                    why.add(name);
-                    why.add(b"': ");
-                    refusal.write(&mut why);
-                    let mut line = Line::new();
-                    line.add(b"livepatch: ");
-                    line.add(why.as_bytes());
-                    append(ERROR, line.as_bytes());
-                    Unfit { errno: EINVAL, why }
-                };
-                if self.file.is_none() {
-                    self.file = Some(File::open(self.library).map_err(refused)?);
-                }
-                let Some(file) = &mut self.file else { continue };
+                let refused = |refusal: Refusal| unfit(table, one, b"change its function", name, refusal);
+                let library = self.library;
+                let file = self.file().map_err(refused)?;
                 let found = file.function(name, (*place).position).map_err(refused)?;
                 let places: *const Place = table.entry((*object).places, 0);
                 let places = core::slice::from_raw_parts(places, (*object).places.count as usize);
                 let taken = places.iter().map(|place| &place.site).filter(|site| site.start != 0);
-                let site = Site::analyze(self.library, file, &found, taken).map_err(refused)?;
+                let site = Site::analyze(library, file, &found, taken).map_err(refused)?;
                 (*place).site = site;
             }
         }
         Ok(())
+    }
+
+    /// The library's file.
+    fn file(&mut self) -> Result<&mut File<'l>, Refusal> {
+        match &mut self.file {
+            Some(file) => Ok(file),
+            none => Ok(none.insert(File::open(self.library)?)),
+        }
     }
 
     /// Leads the library's functions to the patch's.

@@ -3,7 +3,7 @@
 use super::callbacks::{GOING, POST_UNPATCH, PRE_UNPATCH, call};
 use super::message::{NOTICE, OBJECT, PATCH, log};
 use super::table::Table;
-use super::{changed, finalizers};
+use super::{changed, finalizers, references};
 use crate::expected::{AWAY, HERE, LEFT, Loader, Object, Use};
 use crate::runtime::syscall;
 
@@ -68,6 +68,7 @@ pub unsafe fn release(table: Table, object: *mut Object, one: *mut Use, state: u
         log(table, object, one, NOTICE, &[b"reverting patch ", PATCH, b" on unloading module ", OBJECT]);
         (*one).applied = 0;
         call(table, object, one, POST_UNPATCH, state);
+        references::unbind(table, object, one);
     }
 }
 
