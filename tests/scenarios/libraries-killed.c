@@ -1,11 +1,12 @@
-// The tool is killed before each of its writes to a process that has a library loaded which it patches, lets go of, and patches again. The
-// library's dynamic section is as it was in the end, and its own end goes as it would have gone.
+// The tool is killed before each of its writes to a process that has a library loaded which it patches, lets go of, and patches again, and
+// to whose variable the patch refers. The library's dynamic section is as it was in the end, and its own end goes as it would have gone.
 
 //@ needs strace
 
 //@ file libplug.c
 #include "target.h"
-PATCHABLE int answer(int x) { __asm__ volatile("nop; nop; nop; nop"); return x + 1; }
+static volatile int base = 100;
+PATCHABLE int answer(int x) { __asm__ volatile("nop; nop; nop; nop"); return x + base - 99; }
 __attribute__((destructor)) static void end(void) { tell("destructor %d", answer(1)); }
 //@ build cc -O2 -g -shared -fPIC -pthread -I$SUPPORT libplug.c -o libplug.so
 
@@ -38,11 +39,14 @@ int main(void)
 
 //@ file fix.c
 #include <ugraft/livepatch.h>
-static int new_answer(int x) { return x + 100; }
+extern volatile int base;
+KLP_SYMBOL(base, "libplug.so", "base", 0);
+static int new_answer(int x) { return x + base; }
 static struct klp_func funcs[] = { { .old_name = "answer", .new_func = new_answer }, {} };
 static struct klp_object objs[] = { { .name = "libplug.so", .funcs = funcs }, {} };
 static struct klp_patch patch = { .objs = objs };
 KLP_PATCH(patch);
+//@ build cc -c -O2 -fPIC -I"$SDK" fix.c -o fix.o
 
 // The first argument is the command, the second how many writes are made between two deaths; whatever is left is done by the command itself,
 // and undone for the next round by the others.

@@ -80,7 +80,7 @@ KLP_PATCH(patch);
 //> note: hidden of libplug.so is bound when that library is loaded, and is 0 until then
 //> patch 'fix' can be loaded into process $host
 //@ $ ugraft load near.o --pid $PID
-//! ugraft: section .text+0x1: `hidden of libplug.so` is not loaded yet, and a R_X86_64_32 relocation cannot be bound later: compile with -fPIC (it is reached through the GOT then)
+//! ugraft: section .text+0x1: `hidden of libplug.so` can come and go, and a R_X86_64_32 relocation cannot be bound anew: compile with -fPIC (it is reached through the GOT then)
 //= 6
 //@ $ ugraft load thread.o --pid $PID
 //! ugraft: not found in the target: `own of libplug.so` (a thread-local variable of libplug.so, which is not loaded yet: such have no one place): check the object's and the symbol's name and its position

@@ -297,11 +297,11 @@ pub enum Error {
         /// How it is used.
         used: &'static str,
     },
-    /// A symbol of an object that is not loaded, at a place that cannot be written when it is.
+    /// A symbol of an object that can come and go, at a place that cannot be written when it does.
     #[error(
-        "section {section}+{offset:#x}: `{symbol}` is not loaded yet, and a {kind} relocation cannot be bound later: {way}"
+        "section {section}+{offset:#x}: `{symbol}` can come and go, and a {kind} relocation cannot be bound anew: {way}"
     )]
-    NotThereYet {
+    Movable {
         /// Where.
         section: String,
         /// Where in it.

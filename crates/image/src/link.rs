@@ -232,8 +232,8 @@ fn plt_entry(entry: RemoteAddr, got: RemoteAddr) -> [u8; PLT_ENTRY as usize] {
 pub(crate) enum Unfit {
     /// The value does not fit.
     Reach(RemoteAddr),
-    /// The value is not known yet, and the place cannot be written later.
-    Later,
+    /// The value may change, and the place cannot be written anew.
+    Fixed,
     Other(Error),
 }
 
@@ -248,8 +248,8 @@ impl Unfit {
         let address = match self {
             Self::Other(error) => return error,
             Self::Reach(address) => address,
-            Self::Later => {
-                return Error::NotThereYet {
+            Self::Fixed => {
+                return Error::Movable {
                     section: section.to_string(),
                     offset: reloc.offset,
                     symbol: patch.symbol_name(reloc.symbol),
@@ -370,8 +370,8 @@ impl Addresses<'_> {
         let by_word =
             matches!(kind, Kind::Abs64 | Kind::Lea | Kind::GotPcRel | Kind::GotPcRel64 | Kind::Got64)
                 || kind == Kind::Branch && addend == -4;
-        if movable.is_some_and(|(_, address)| address.0 == 0) && !by_word {
-            return Err(Unfit::Later);
+        if movable.is_some() && !by_word {
+            return Err(Unfit::Fixed);
         }
         let value = match kind {
             Kind::Abs64 => s()?.offset(addend).0,

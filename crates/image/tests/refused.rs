@@ -559,15 +559,21 @@ fn linking(cases: &mut Cases) {
         &mut far,
     );
     let mut later = Answer(Resolution::Movable(RemoteAddr(0)));
-    cases.link("variable not there yet", call, &["-fpie"], BASE, &mut later);
+    cases.link("variable that can go", call, &["-fpie"], BASE, &mut later);
     cases.link(
-        "jump into a function not there yet",
+        "jump into a function that can go",
         "__asm__(\"call far_call+8\");",
         &["-fPIC"],
         BASE,
         &mut later,
     );
-    cases.link("thread-local not there yet", tls, &["-fPIC", "-ftls-model=initial-exec"], BASE, &mut later);
+    cases.link(
+        "thread-local that is not, and can go",
+        tls,
+        &["-fPIC", "-ftls-model=initial-exec"],
+        BASE,
+        &mut later,
+    );
     cases.link("jump into a far function", "__asm__(\"call far_call+8\");", &["-fPIC"], BASE, &mut far);
     let mut large_tls = Answer(Resolution::TpOffset(-(1 << 40)));
     cases.link(
