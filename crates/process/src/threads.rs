@@ -74,6 +74,9 @@ pub enum Unstoppable {
         /// For how long.
         since: Duration,
     },
+    /// It is on its way into a function whose original entry is to come back, as far as its stack tells.
+    #[error("it is on its way into a function that is to be restored")]
+    AtEntry,
     /// Anything else; the state letter of proc(5).
     #[error("it is in state {0}")]
     Other(char),

@@ -202,6 +202,9 @@ pub enum Installed {
     Original,
     /// A redirect of ours, to this address.
     Redirect(RemoteAddr),
+    /// The original bytes, and in the padding a jump to this address, by which nobody comes any more or yet: a springboard
+    /// between its two writes.
+    Half(RemoteAddr),
     /// Neither.
     Other,
 }
@@ -507,20 +510,21 @@ impl Entry {
         let mut bytes = [0; trampoline::NEAR_LEN];
         let now = &mut bytes[..self.overwritten()];
         read(self.place, now)?;
-        if *now == self.original[..now.len()] {
-            return Ok(Installed::Original);
-        }
-        if let Form::Springboard { pad, .. } = &self.form {
-            if *now != self.short_jump(*pad) {
-                return Ok(Installed::Other);
-            }
+        let original = *now == self.original[..now.len()];
+        if let Form::Springboard { pad, padding } = &self.form {
+            let ours = *now == self.short_jump(*pad);
             read(*pad, &mut bytes)?;
+            return Ok(match self.jump_to(bytes) {
+                Some(to) if ours => Installed::Redirect(to),
+                Some(to) if original && bytes != padding[..] => Installed::Half(to),
+                _ if original => Installed::Original,
+                _ => Installed::Other,
+            });
         }
-        Ok(match bytes {
-            [0xe9, a, b, c, d] => Installed::Redirect(
-                self.jump().offset(trampoline::NEAR_LEN as i64 + i64::from(i32::from_le_bytes([a, b, c, d]))),
-            ),
-            _ => Installed::Other,
+        Ok(match self.jump_to(bytes) {
+            _ if original => Installed::Original,
+            Some(to) => Installed::Redirect(to),
+            None => Installed::Other,
         })
     }
 
@@ -541,6 +545,12 @@ impl Entry {
     #[must_use]
     pub fn resume(&self) -> RemoteAddr {
         self.place.offset(self.displaced.into())
+    }
+
+    /// Where these bytes lead from the place of the `jmp rel32`, if they are one.
+    fn jump_to(&self, bytes: [u8; trampoline::NEAR_LEN]) -> Option<RemoteAddr> {
+        let [0xe9, rel @ ..] = bytes else { return None };
+        Some(self.jump().offset(trampoline::NEAR_LEN as i64 + i64::from(i32::from_le_bytes(rel))))
     }
 
     /// How many bytes at the place a redirect overwrites.

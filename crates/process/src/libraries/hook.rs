@@ -123,7 +123,7 @@ impl Session {
         let Some(libraries) = self.document.libraries.clone() else { return Ok(()) };
         match libraries.entry.installed(|addr, buf| self.target.memory().read(addr, buf))? {
             Installed::Redirect(to) if to == libraries.hook => return Ok(()),
-            Installed::Original => {}
+            Installed::Original | Installed::Half(_) => {}
             _ => {
                 self.notes.push(format!(
                     "libraries that are loaded from now on will not be patched: somebody else has changed the loader's \
@@ -160,7 +160,7 @@ impl Session {
         let Some(libraries) = self.document.libraries.take() else { return Ok(true) };
         let memory = self.target.memory();
         let installed = libraries.entry.installed(|addr, buf| memory.read(addr, buf))?;
-        if installed == Installed::Redirect(libraries.hook) {
+        if matches!(installed, Installed::Redirect(to) | Installed::Half(to) if to == libraries.hook) {
             for write in libraries.entry.restore() {
                 memory.write(write.addr, &write.bytes)?;
             }

@@ -101,7 +101,8 @@ impl Session {
             let ours = |site: &&Site| site.func.object.as_ref() == Some(&present.name);
             for site in self.document.sites.iter().filter(ours) {
                 let installed = site.entry.installed(|addr, buf| memory.read(addr, buf));
-                if !matches!(installed, Ok(Installed::Original | Installed::Redirect(_))) {
+                if !matches!(installed, Ok(Installed::Original | Installed::Redirect(_) | Installed::Half(_)))
+                {
                     gone.insert(present.name.clone());
                 }
             }

@@ -82,8 +82,7 @@ pub(crate) fn side_watch(
             ranges.push(named(landing..end, Part::Stub, &change.func));
         }
         if let Some(site) = document.site(&change.func) {
-            let pads = site.entry.watch_restore();
-            ranges.extend(pads.into_iter().map(|r| named(r, Part::Stub, &change.func)));
+            ranges.extend(pads(site));
         }
     }
     if !canary!("forget-the-stubs") {
@@ -187,6 +186,7 @@ pub(crate) fn library_watch<'s>(document: &Document, sites: impl Iterator<Item =
     let mut ranges = Vec::new();
     for site in sites {
         ranges.extend(entry_bytes(&site.entry, &site.func.name));
+        ranges.extend(pads(site));
         ranges.extend(code_of(document, &site.func, Implementation::Original)?);
         let new = document.images.iter().flat_map(|image| &image.funcs).filter(|new| new.func == site.func);
         for code in new.flat_map(|new| &new.code) {
@@ -194,6 +194,15 @@ pub(crate) fn library_watch<'s>(document: &Document, sites: impl Iterator<Item =
         }
     }
     Ok(Watch::new(ranges))
+}
+
+/// The jumps in padding that entries lead by: nobody may be about to make one when the padding comes back.
+pub(crate) fn pad_watch(document: &Document) -> Watch {
+    Watch::new(document.sites.iter().flat_map(pads).collect())
+}
+
+fn pads(site: &Site) -> impl Iterator<Item = WatchRange> {
+    site.entry.watch_restore().into_iter().map(|range| named(range, Part::Stub, &site.func))
 }
 
 /// The mappings of ours that are to be given back, and what else nobody may be in then.

@@ -4,6 +4,7 @@ use crate::libraries::running::running;
 use crate::remote::mapping;
 use crate::report::HookReport;
 use crate::session::Session;
+use crate::session::look::{Looker, pad_watch};
 use crate::stacks::Blocker;
 use crate::stacks::suspended::MemoryHit;
 use crate::stacks::watch::WatchRange;
@@ -67,6 +68,41 @@ impl Session {
             }
             std::thread::sleep(PAUSE);
         }
+    }
+
+    /// Stops all threads, and does `first`, at a moment at which none of them is about to jump on from the padding that an entry
+    /// leads by: then original entries may come back, and their padding.
+    pub(crate) fn stop_off_pads(
+        &mut self,
+        deadline: Instant,
+        mut first: impl FnMut(&mut Self, &StoppedProcess) -> Result<()>,
+    ) -> Result<StoppedProcess> {
+        loop {
+            let stopped = self.stop_all_patiently(deadline)?;
+            first(self, &stopped)?;
+            let Some(tid) = self.who_is_at_a_pad(&stopped)? else { return Ok(stopped) };
+            self.let_go(stopped)?;
+            if Instant::now() >= deadline {
+                let comm = self.target.thread_stat(tid)?.map_or_else(|| "?".to_owned(), |stat| stat.comm);
+                return Err(Error::CannotStop { tid, comm, why: Unstoppable::AtEntry });
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn who_is_at_a_pad(&mut self, stopped: &StoppedProcess) -> Result<Option<Tid>> {
+        let watch = pad_watch(&self.document);
+        if watch.is_empty() {
+            return Ok(None);
+        }
+        let maps = self.target.maps()?;
+        let mut looker = Looker::new(&self.target, &mut self.prover, maps);
+        for thread in stopped.threads() {
+            if looker.look(thread, &watch)?.is_some() {
+                return Ok(Some(thread.tid()));
+            }
+        }
+        Ok(None)
     }
 
     /// Stops all threads, and tries again until the deadline.

@@ -306,7 +306,7 @@ impl Session {
     fn lead_to(&self, site: &Site, landing: Option<RemoteAddr>) -> Result<()> {
         if self.can_go(&site.func) {
             match self.installed(site)? {
-                Some(Installed::Redirect(_)) => {}
+                Some(Installed::Redirect(_) | Installed::Half(_)) => {}
                 // Its library is not the one that it was, or not there at all. A thread may be in the bytes of a new one's entry:
                 // what is to be done there is done when nobody is (see `Session::settle_libraries`).
                 _ => return Ok(()),
@@ -587,8 +587,8 @@ impl Session {
         }
         let moving = self.document.libraries.as_ref().is_some_and(|libraries| libraries.moving);
         if moving || !self.is_settled(changes)? {
-            let stopped = self.stop_all_patiently(deadline)?;
-            self.take_over(&stopped)?;
+            let stopped =
+                self.stop_off_pads(deadline, |session, stopped| session.take_over(stopped).map(drop))?;
             self.settle(changes)?;
             self.settle_coming()?;
             self.let_go(stopped)?;
@@ -637,8 +637,12 @@ impl Session {
         let mut maps = self.target.maps()?;
         let side = self.pending_run_goal() == canary!("reverse-asks-for-the-wrong-side");
         let mut watch = side_watch(&self.document, &maps, &changes, side)?;
-        let stopped = self.stop_all_patiently(deadline)?;
-        if self.take_over(&stopped)? {
+        let mut taken_over = false;
+        let stopped = self.stop_off_pads(deadline, |session, stopped| {
+            taken_over |= session.take_over(stopped)?;
+            Ok(())
+        })?;
+        if taken_over {
             maps = self.target.maps()?;
             changes = self.document.state.changes();
             watch = side_watch(&self.document, &maps, &changes, side)?;
@@ -672,8 +676,8 @@ impl Session {
 
     /// Declares all pending threads switched, clean or not, and completes the transition.
     pub(crate) fn force_through(&mut self, deadline: Instant) -> Result<()> {
-        let stopped = self.stop_all_patiently(deadline)?;
-        self.take_over(&stopped)?;
+        let stopped =
+            self.stop_off_pads(deadline, |session, stopped| session.take_over(stopped).map(drop))?;
         self.step(Event::Force { patch: None })?;
         // What is forced must be known before the first thread is struck: its memory stays for ever.
         self.commit()?;
@@ -710,8 +714,8 @@ impl Session {
         let Some(transition) = self.document.state.transition() else {
             if self.document.arena.is_some() {
                 // A force that was recorded and not carried out to its end.
-                let stopped = self.stop_all_patiently(deadline)?;
-                self.take_over(&stopped)?;
+                let stopped =
+                    self.stop_off_pads(deadline, |session, stopped| session.take_over(stopped).map(drop))?;
                 self.complete_unproved()?;
                 self.let_go(stopped)?;
                 self.close_if_over();
@@ -767,7 +771,7 @@ impl Session {
         let changes = self.document.state.changes();
         let moving = self.document.libraries.as_ref().is_some_and(|libraries| libraries.moving);
         if moving || self.leads_to_stubs(&changes)? {
-            let stopped = self.stop_all_patiently(Instant::now() + BACKOFF_MAX)?;
+            let stopped = self.stop_off_pads(Instant::now() + BACKOFF_MAX, |_, _| Ok(()))?;
             for change in &changes {
                 if let Some(site) = self.document.site(&change.func) {
                     self.lead_to(site, self.document.landing(&change.func, change.source)?)?;
@@ -794,8 +798,10 @@ impl Session {
         let Some(arena) = &self.document.arena else { return Ok(false) };
         for change in changes {
             let Some(site) = self.document.site(&change.func) else { continue };
-            let stub = Installed::Redirect(arena.stub(&change.func)?);
-            if self.installed(site)? == Some(stub) {
+            let stub = arena.stub(&change.func)?;
+            if let Some(Installed::Redirect(to) | Installed::Half(to)) = self.installed(site)?
+                && to == stub
+            {
                 return Ok(true);
             }
         }

@@ -398,7 +398,7 @@ impl Session {
         let Some(unwinder) = &self.document.unwinder else { return Ok(()) };
         let memory = self.target.memory();
         for hook in &unwinder.hooks {
-            if hook.installed(memory)? == Installed::Original {
+            if matches!(hook.installed(memory)?, Installed::Original | Installed::Half(_)) {
                 let writes = hook.entry.entry_to(hook.landing).map_err(|e| Error::Damaged(e.to_string()))?;
                 for write in writes {
                     memory.write(write.addr, &write.bytes)?;
@@ -411,7 +411,7 @@ impl Session {
     /// Whether all entries lead to our code, or to somebody else's.
     pub(crate) fn is_unwinder_led(&self) -> Result<bool> {
         for hook in self.document.unwinder.iter().flat_map(|unwinder| &unwinder.hooks) {
-            if hook.installed(self.target.memory())? == Installed::Original {
+            if matches!(hook.installed(self.target.memory())?, Installed::Original | Installed::Half(_)) {
                 return Ok(false);
             }
         }
@@ -486,7 +486,8 @@ impl Session {
         let memory = self.target.memory();
         if self.is_unwinder_in(ranges) {
             for hook in &unwinder.hooks {
-                if hook.installed(memory)? == Installed::Redirect(hook.landing) {
+                let installed = hook.installed(memory)?;
+                if matches!(installed, Installed::Redirect(to) | Installed::Half(to) if to == hook.landing) {
                     for write in hook.entry.restore() {
                         memory.write(write.addr, &write.bytes)?;
                     }
