@@ -52,6 +52,11 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// A command line that is not of this program; the whole of what is to be said of it.
+    pub fn of_usage(text: &str) -> Self {
+        Self { kind: "usage", code: USAGE, details: json!({ "text": text.trim_end() }) }
+    }
+
     /// What an error means to whoever called the program.
     pub fn of(error: &anyhow::Error) -> Self {
         if let Some(e) = error.downcast_ref::<Error>() {

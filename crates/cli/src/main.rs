@@ -22,7 +22,10 @@ fn main() -> ExitCode {
     // Before the command line is looked at any closer, so that the two go on side by side.
     let _prompt =
         std::env::args_os().nth(1).is_some_and(|word| args::is_change(&word)).then(session::prepare);
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return misused(&e),
+    };
     let how = cli.output;
     log_to_stderr(how.verbose);
     let name = cli.command.name();
@@ -40,6 +43,23 @@ fn main() -> ExitCode {
             ExitCode::from(code)
         }
     }
+}
+
+/// Says what is wrong with the command line, or gives the help or version that was asked for.
+fn misused(error: &clap::Error) -> ExitCode {
+    let asks_for_json = std::env::args_os().skip(1).take_while(|arg| arg != "--").any(|arg| arg == "--json");
+    if error.use_stderr() && asks_for_json {
+        let command = std::env::args().skip(1).find(|arg| Cli::command().find_subcommand(arg).is_some());
+        let text = error.render().to_string();
+        let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        let failure = exit::Failure::of_usage(&text);
+        let how = OutputArgs { json: true, quiet: false, verbose: 0 };
+        output::print_failure(&command.unwrap_or_default(), message, &[], failure, how);
+        return ExitCode::from(exit::USAGE);
+    }
+    // A reader that went away is no error.
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::USAGE))
 }
 
 /// An error and what caused it, in one line.
@@ -69,14 +89,22 @@ fn run(command: Command, how: OutputArgs) -> anyhow::Result<Outcome> {
         Command::Check(args) => commands::check(&args),
         Command::Demo(args) => demo::run(&args, how),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "ugraft", &mut std::io::stdout());
-            Ok(Outcome::silent())
+            // clap_complete panics where it cannot write.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "ugraft", &mut script);
+            verbatim(script)
         }
         Command::Manual => {
-            clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())?;
-            Ok(Outcome::silent())
+            let mut page = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut page)?;
+            verbatim(page)
         }
     }
+}
+
+/// Text as it is, in JSON too.
+fn verbatim(bytes: Vec<u8>) -> anyhow::Result<Outcome> {
+    Ok(Outcome::new(serde_json::Value::Null, String::from_utf8(bytes)?.trim_end().to_owned()))
 }
 
 /// Messages of the library: warnings always, each step with `-v`, everything with `-vv`.

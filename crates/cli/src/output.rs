@@ -26,11 +26,6 @@ impl Outcome {
     pub fn new(json: Value, text: String) -> Self {
         Self { json, text, notes: Vec::new(), exit_code: 0 }
     }
-
-    /// A success that has said all there is to say.
-    pub fn silent() -> Self {
-        Self { json: Value::Null, text: String::new(), notes: Vec::new(), exit_code: 0 }
-    }
 }
 
 /// Remarks that a failure comes with, beside what it says itself.

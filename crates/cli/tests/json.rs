@@ -152,6 +152,8 @@ fn files_and_usage() {
     for odd in [&pipe, &empty, dir.path(), Path::new("/dev/null"), Path::new("/dev/zero")] {
         assert_eq!(json(&["info", odd.to_str().unwrap()], 8)["error"]["kind"], "bad_patch_file");
     }
+    assert_eq!(json(&["load"], 2)["error"]["kind"], "usage");
+    assert_eq!(json(&["load", "x.o", "--pid", "none"], 2)["error"]["kind"], "usage");
     assert_eq!(ugraft(&["load"]).status.code(), Some(2));
     assert_eq!(ugraft(&["nonsense"]).status.code(), Some(2));
     assert_eq!(json(&["status", "--pid", "2147483647"], 4)["error"]["kind"], "no_such_process");
@@ -171,6 +173,14 @@ fn quiet_says_nothing_but_errors() {
 fn completions_and_the_manual_page() {
     let completions = ugraft(&["completions", "bash"]);
     assert!(String::from_utf8_lossy(&completions.stdout).contains("_ugraft()"));
+    for command in [&["completions", "bash"][..], &["manual"], &["--help"], &["--version"]] {
+        // Nobody reads what is said.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut unread = Command::new(env!("CARGO_BIN_EXE_ugraft"));
+        let output = unread.args(command).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{command:?}: {output:?}");
+    }
     let manual = ugraft(&["manual"]);
     assert!(String::from_utf8_lossy(&manual.stdout).contains(".TH ugraft"));
 }
