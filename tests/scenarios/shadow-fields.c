@@ -9,7 +9,7 @@
 #include <stdatomic.h>
 enum { THREADS = 6, KEPT = 32 };
 struct order { long number; long amount; };
-static atomic_long numbers, made, given_back, wrong;
+static atomic_long numbers, made, given_back, wrong, rounds[THREADS];
 static atomic_int stop;
 PATCHABLE struct order *order_new(long amount)
 {
@@ -22,11 +22,11 @@ PATCHABLE void order_free(struct order *o) { free(o); }
 /* What the program can tell of an order's field: nothing (0), how often it was used since it has the field, or that it is not this
  * order's field (-1). */
 PATCHABLE long order_uses(struct order *o) { (void)o; return 0; }
-static void *work(void *seed)
+static void *work(void *number)
 {
 	struct order *kept[KEPT] = { 0 };
 	long seen[KEPT] = { 0 };
-	unsigned n = (unsigned)(long)seed;
+	unsigned n = (unsigned)(long)number;
 	while (!stop) {
 		for (int i = 0; i < 50; i++) {
 			unsigned k = (n = n * 1664525 + 1013904223) >> 16 & (KEPT - 1);
@@ -37,7 +37,7 @@ static void *work(void *seed)
 			} else if (n >> 28) {
 				order_use(kept[k]);
 				long uses = order_uses(kept[k]);
-				/* It never goes back, but for when all fields are gone with the last patch. */
+				/* It never goes back, but for when all fields are gone with the last patch, which is seen with every order (`more`). */
 				if (uses < 0 || (uses != 0 && uses < seen[k]))
 					wrong++;
 				seen[k] = uses;
@@ -47,12 +47,13 @@ static void *work(void *seed)
 				given_back++;
 			}
 		}
+		rounds[(long)number]++;
 		usleep(200);
 	}
 	for (int k = 0; k < KEPT; k++)
 		if (kept[k])
 			order_free(kept[k]), given_back++;
-	return seed;
+	return number;
 }
 int main(void)
 {
@@ -71,9 +72,10 @@ int main(void)
 				pthread_join(threads[i], NULL);
 			tell("%ld lost", made - given_back);
 		} else {
-			long before = made;
-			while (!stop && made < before + 1000)
-				usleep(1000);
+			/* In so many rounds each thread comes by each of its orders. */
+			for (int i = 0; i < THREADS; i++)
+				for (long before = rounds[i]; !stop && rounds[i] < before + 60;)
+					usleep(1000);
 		}
 		tell("first %ld, wrong %ld", order_uses(first), (long)wrong);
 	}
@@ -191,7 +193,24 @@ static void post_unpatch(struct klp_object *obj)
 //@ expect first 3, wrong 0
 
 // Back and forth.
-//@ $ for i in 1 2 3 4 5; do ugraft disable fields2 --pid $PID --timeout 60s --quiet && ugraft enable fields2 --pid $PID --timeout 60s --quiet || exit; done
+//@ $ ugraft disable fields2 --pid $PID --timeout 60s --quiet
+//@ say more
+//@ expect first 0, wrong 0
+//@ $ ugraft enable fields2 --pid $PID --timeout 60s --quiet
+//@ say more
+//@ expect first 0, wrong 0
+//@ $ ugraft disable fields2 --pid $PID --timeout 60s --quiet
+//@ say more
+//@ expect first 0, wrong 0
+//@ $ ugraft enable fields2 --pid $PID --timeout 60s --quiet
+//@ say more
+//@ expect first 0, wrong 0
+//@ $ ugraft disable fields2 --pid $PID --timeout 60s --quiet
+//@ say more
+//@ expect first 0, wrong 0
+//@ $ ugraft enable fields2 --pid $PID --timeout 60s --quiet
+//@ say more
+//@ expect first 0, wrong 0
 //@ say use
 //@ expect first 2, wrong 0
 //@ say more
