@@ -333,8 +333,11 @@ static void on_signal(int signal, siginfo_t *info, void *context)
 		if (lane->head - load64(&lane->tail) < RING)
 			publish(lane, &record);
 	}
-	/* Holds the thread where it is seldom met. */
-	long hold = hold_at((uintptr_t)((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP]);
+	/* Holds the thread where it is seldom met; but not twice on end: a signal that came meanwhile finds it at the same
+	 * instruction, and with more than one in the time of a hold it would stay there for ever. */
+	static __thread int was_held;
+	long hold = was_held ? 0 : hold_at((uintptr_t)((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP]);
+	was_held = hold != 0;
 	if (hold)
 		nap(hold);
 	errno = saved;
