@@ -89,13 +89,8 @@ impl Session {
         if watch.is_empty() {
             return Ok(true);
         }
-        let mut looker = Looker::new(&self.target, &mut self.prover, maps);
-        for thread in stopped.threads() {
-            if looker.look(thread, &watch)?.is_some() {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        let first = Looker::new(&self.target, &mut self.prover, maps).first_in(stopped, &watch)?;
+        Ok(first.is_none())
     }
 
     pub(super) fn hook(&self) -> Option<&Hook> {

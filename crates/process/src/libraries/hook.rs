@@ -135,13 +135,11 @@ impl Session {
         }
         let watch = entry_watch(&libraries.entry, "the loader's function for debuggers");
         let mut looker = Looker::new(&self.target, &mut self.prover, maps);
-        for thread in stopped.threads() {
-            if looker.look(thread, &watch)?.is_some() {
-                // A stop that finds the list whole finds nobody in there but by a stale word; the next command tries again.
-                self.notes
-                    .push("the loader is in use; libraries are patched from the next command on".to_owned());
-                return Ok(());
-            }
+        if looker.first_in(stopped, &watch)?.is_some() {
+            // A stop that finds the list whole finds nobody in there but by a stale word; the next command tries again.
+            self.notes
+                .push("the loader is in use; libraries are patched from the next command on".to_owned());
+            return Ok(());
         }
         let writes = libraries.entry.entry_to(libraries.hook);
         for write in writes.map_err(|e| crate::Error::Damaged(e.to_string()))? {

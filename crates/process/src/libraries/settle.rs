@@ -146,10 +146,8 @@ impl Session {
         }
         let watch = library_watch(&self.document, late.iter().map(|(site, _)| site))?;
         let mut looker = Looker::new(&self.target, &mut self.prover, maps.clone());
-        for thread in stopped.threads() {
-            if looker.look(thread, &watch)?.is_some() {
-                return Ok(false);
-            }
+        if looker.first_in(stopped, &watch)?.is_some() {
+            return Ok(false);
         }
         for (site, wanted) in late {
             self.lead_anew(&site, wanted)?;

@@ -57,6 +57,16 @@ impl<'t> Looker<'t> {
             }
         }
     }
+
+    /// The first of all threads that is not clean of `watch`.
+    pub(crate) fn first_in(&mut self, stopped: &StoppedProcess, watch: &Watch) -> Result<Option<Tid>> {
+        for thread in stopped.threads() {
+            if self.look(thread, watch)?.is_some() {
+                return Ok(Some(thread.tid()));
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// The ranges that a thread on one side must not be in when it leaves that side: the code of that side's

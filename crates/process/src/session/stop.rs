@@ -96,13 +96,7 @@ impl Session {
             return Ok(None);
         }
         let maps = self.target.maps()?;
-        let mut looker = Looker::new(&self.target, &mut self.prover, maps);
-        for thread in stopped.threads() {
-            if looker.look(thread, &watch)?.is_some() {
-                return Ok(Some(thread.tid()));
-            }
-        }
-        Ok(None)
+        Looker::new(&self.target, &mut self.prover, maps).first_in(stopped, &watch)
     }
 
     /// Stops all threads, and tries again until the deadline.

@@ -90,13 +90,7 @@ impl Session {
         let filled = cave::filled(&self.target, &maps);
         let Ok(stopped) = self.stop_all(deadline)? else { return Ok(None) };
         let mut looker = Looker::new(&self.target, &mut self.prover, maps);
-        let mut nobody = true;
-        for thread in stopped.threads() {
-            if looker.look(thread, &watch)?.is_some() && !canary!("give-back-at-once") {
-                nobody = false;
-                break;
-            }
-        }
+        let nobody = looker.first_in(&stopped, &watch)?.is_none() || canary!("give-back-at-once");
         // With everything stopped is the time to take off what a killed tool left in the text.
         if !filled.is_empty() {
             cave::clear(&self.target, &filled, &stopped)?;

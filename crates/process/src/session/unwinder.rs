@@ -428,11 +428,7 @@ impl Session {
             let watch = Watch::new(watch);
             if let Ok(stopped) = self.stop_all(deadline)? {
                 let mut looker = Looker::new(&self.target, &mut self.prover, maps);
-                let mut nobody = true;
-                for thread in stopped.threads() {
-                    nobody = nobody && looker.look(thread, &watch)?.is_none();
-                }
-                if nobody {
+                if looker.first_in(&stopped, &watch)?.is_none() {
                     self.was_entered = true;
                     self.lead_unwinder()?;
                 }

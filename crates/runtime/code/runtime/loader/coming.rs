@@ -133,27 +133,22 @@ unsafe fn welcome(
 unsafe fn guarded(table: Table, object: *mut Object, one: *mut Use) -> Unfit {
     // SAFETY: as for `came`.
     unsafe {
-        log(
-            table,
-            object,
-            one,
-            WARNING,
-            &[
-                b"failed to initialize patch ",
-                PATCH,
-                b" for module ",
-                OBJECT,
-                b" (-",
-                number(EPERM).as_bytes(),
-                b")",
-            ],
-        );
+        log_uninitialized(table, object, one, EPERM);
         let mut why = Line::new();
         why.add(b"patch '");
         why.add(table.text((*one).patch));
         why.add(b"' cannot be applied to it: a seccomp filter that could kill the process for what that takes was set since, or /proc is not there to tell; load the library before");
         Unfit { errno: EPERM, why }
     }
+}
+
+/// Says in the log that a patch could not be made ready for the library.
+unsafe fn log_uninitialized(table: Table, object: *mut Object, one: *mut Use, errno: i32) {
+    let number = number(errno);
+    let pieces: &[&[u8]] =
+        &[b"failed to initialize patch ", PATCH, b" for module ", OBJECT, b" (-", number.as_bytes(), b")"];
+    // SAFETY: as for `came`.
+    unsafe { log(table, object, one, WARNING, pieces) }
 }
 
 /// Says in the log what it is about the library that a patch `cannot` do.
@@ -194,21 +189,7 @@ impl<'l> Work<'l> {
         unsafe {
             if let Err(unfit) = self.initialize(one) {
                 references::unbind(table, object, one);
-                log(
-                    table,
-                    object,
-                    one,
-                    WARNING,
-                    &[
-                        b"failed to initialize patch ",
-                        PATCH,
-                        b" for module ",
-                        OBJECT,
-                        b" (-",
-                        number(unfit.errno).as_bytes(),
-                        b")",
-                    ],
-                );
+                log_uninitialized(table, object, one, unfit.errno);
                 return Err(unfit);
             }
             log(table, object, one, NOTICE, &[b"applying patch ", PATCH, b" to loading module ", OBJECT]);
