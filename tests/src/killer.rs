@@ -1,4 +1,5 @@
-//! Running a program and killing it just before its N-th system call, or its N-th write into another process's memory.
+//! Running a program and killing it just before its N-th system call, or its N-th write into another process's memory; or having
+//! something else happen at that instant.
 //!
 //! The program is traced and every entry into the kernel of any of its threads is counted. At the N-th it is sent
 //! SIGKILL, which it takes instead of doing the call. So over all N every order of effects that an unlucky death can
@@ -39,7 +40,24 @@ pub enum End {
 }
 
 /// Runs `command`, which is killed before its system call number `before` (from 1) of those that count.
-pub fn run(mut command: Command, counted: Calls, before: u64) -> Result<End> {
+pub fn run(command: Command, counted: Calls, before: u64) -> Result<End> {
+    let mut killed = false;
+    let end = run_until(command, counted, before, |pid| {
+        killed = true;
+        kill(pid, libc::SIGKILL);
+    })?;
+    Ok(if killed { End::Killed } else { end })
+}
+
+/// Runs `command`, and calls `meanwhile` with its number before its system call number `before` of those that count, for which
+/// all its threads wait that come to one. Returns how it exited.
+pub fn run_until(
+    mut command: Command,
+    counted: Calls,
+    before: u64,
+    meanwhile: impl FnOnce(Pid),
+) -> Result<End> {
+    let mut meanwhile = Some(meanwhile);
     // SAFETY: ptrace TRACEME and raise are async-signal-safe; neither touches memory of ours.
     unsafe {
         command.pre_exec(|| {
@@ -61,7 +79,6 @@ pub fn run(mut command: Command, counted: Calls, before: u64) -> Result<End> {
     ptrace(libc::PTRACE_SYSCALL, pid, 0)?;
     let mut inside = BTreeSet::new();
     let mut calls = 0;
-    let mut killed = false;
     loop {
         let Some((tid, status)) = wait(-1)? else { bail!("the program vanished") };
         if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
@@ -69,20 +86,21 @@ pub fn run(mut command: Command, counted: Calls, before: u64) -> Result<End> {
             if tid != pid {
                 continue;
             }
-            return Ok(match killed {
-                true => End::Killed,
-                false if libc::WIFEXITED(status) => End::Exited { calls, code: libc::WEXITSTATUS(status) },
-                false => End::Exited { calls, code: 128 + libc::WTERMSIG(status) },
-            });
+            let code = match libc::WIFEXITED(status) {
+                true => libc::WEXITSTATUS(status),
+                false => 128 + libc::WTERMSIG(status),
+            };
+            return Ok(End::Exited { calls, code });
         }
         let signal = match libc::WSTOPSIG(status) {
             s if s == libc::SIGTRAP | 0x80 => {
                 // Stops alternate between the entry into a call and its end.
                 if inside.insert(tid) {
                     calls += u64::from(counted == Calls::All || is_write(tid));
-                    if calls == before && !killed {
-                        killed = true;
-                        kill(pid, libc::SIGKILL);
+                    if calls == before
+                        && let Some(meanwhile) = meanwhile.take()
+                    {
+                        meanwhile(pid);
                     }
                 } else {
                     inside.remove(&tid);

@@ -163,7 +163,7 @@ fn truth(points: f64, seed: u64) -> Result<()> {
 fn kill(every: u32) -> Result<()> {
     run(cargo().args(["build", "--package", "ugraft"]))?;
     let mut command = cargo();
-    command.args(["test", "--package", "ugraft-tests", "--test", "kill"]);
+    command.args(["test", "--package", "ugraft-tests", "--test", "kill", "--test", "gone"]);
     run(command.env("UGRAFT_KILL_EVERY", every.to_string()))
 }
 

@@ -18,6 +18,7 @@ const LONGEST_FIRST: &[&str] = &[
     "bad_input",
     "model",
     "kill",
+    "gone",
     "torture",
     "scenarios",
     "servers",

@@ -74,6 +74,7 @@ pub struct Objects<'t> {
     pub(crate) pages: Arc<Pages<'t>>,
     list: Vec<Object<'t>>,
     debug: Option<LoaderDebug>,
+    starting: bool,
 }
 
 /// One object.
@@ -125,7 +126,8 @@ impl<'t> Objects<'t> {
                 (word(0) == key && word(8) != 0).then(|| word(8))
             })
         };
-        let mut objects = Self { pages: reader.pages.clone(), list: Vec::new(), debug: None };
+        let mut objects =
+            Self { pages: reader.pages.clone(), list: Vec::new(), debug: None, starting: false };
 
         let phdr = RemoteAddr(value(AT_PHDR).ok_or_else(|| broken("the kernel states no program headers"))?);
         let phnum = value(AT_PHNUM).unwrap_or(0);
@@ -148,6 +150,8 @@ impl<'t> Objects<'t> {
         if let Some(at) = debug_at {
             objects.debug = reader.debug(at).ok().flatten();
             found = reader.link_maps(at);
+            // The program's own entry is there before anything that it needs.
+            objects.starting = objects.debug.is_none() || started_dynamic.needs_any() && found.len() < 2;
         }
         if found.is_empty() {
             objects.push(Object { role: Role::Main, ..started });
@@ -217,6 +221,18 @@ impl<'t> Objects<'t> {
     #[must_use]
     pub fn loader_debug(&self) -> Option<LoaderDebug> {
         self.debug
+    }
+
+    /// Whether the loader has not come to load what the program needs, as just after an `exec`.
+    #[must_use]
+    pub fn is_starting(&self) -> bool {
+        self.starting
+    }
+
+    /// Whether the loader was changing its list when that was read.
+    #[must_use]
+    pub fn is_changing(&self) -> bool {
+        self.debug.is_some_and(|debug| !debug.consistent)
     }
 
     /// The object that covers `addr`.

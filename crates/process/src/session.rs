@@ -28,9 +28,9 @@ use crate::stacks::Prover;
 use crate::state::document::{self, Document};
 use crate::state::log_ring::{self, LogRing};
 use crate::state::state_area::{AREA_LEN, AREA_NAME, StateArea};
-use crate::target::Target;
 use crate::target::lock::Lock;
 use crate::target::maps::Maps;
+use crate::target::{Target, Unfit};
 use crate::threads::crowd;
 use crate::threads::priority::Prompt;
 use crate::threads::{self, StoppedThread};
@@ -110,11 +110,9 @@ impl Session {
             target => (target?, Lock::take(pid)?),
         };
         let maps = target.maps()?;
-        let area = StateArea::find(target.memory(), &maps)?;
-        let document = match &area {
-            Some(area) => Document::parse(&area.document(target.memory())?)?,
-            None => Document::default(),
-        };
+        let found = StateArea::find_document(target.memory(), &maps).map_err(|e| target.cause_of(e))?;
+        let (area, written) = found.unzip();
+        let document = written.as_deref().map_or_else(|| Ok(Document::default()), Document::parse)?;
         Ok(Self { began, ..Self::of(target, maps, area, document, Some(lock)) })
     }
 
@@ -345,6 +343,18 @@ pub(crate) fn objects_of(target: &Target) -> Result<(Maps, Objects<'_>)> {
     let maps = target.maps()?;
     let objects = objects_among(target, &maps)?;
     Ok((maps, objects))
+}
+
+/// The target's objects, for a patch to be linked with, with its mappings already read.
+///
+/// # Errors
+/// [`Error::Unfit`] where they are only just being loaded, and those of [`Objects::read`].
+pub(crate) fn loaded_objects<'t>(target: &'t Target, maps: &Maps) -> Result<Objects<'t>> {
+    let objects = objects_among(target, maps)?;
+    match objects.is_starting() {
+        true => Err(Error::Unfit { pid: target.pid(), why: Unfit::Starting }),
+        false => Ok(objects),
+    }
 }
 
 /// The target's objects, with its mappings already read.

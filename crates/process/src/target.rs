@@ -42,6 +42,9 @@ pub enum Unfit {
     /// Its program is not for the 64-bit mode of x86-64.
     #[error("its program is {0}; only 64-bit x86-64 (ELF64) programs can be patched")]
     NotX86_64(String),
+    /// Its loader has not loaded what it needs.
+    #[error("its program is only just being started; try again in a moment")]
+    Starting,
     /// The kernel or the processor does not let programs read their fs base.
     #[error("the kernel does not enable the rdfsbase instruction (x86 FSGSBASE, Linux 5.9 and later)")]
     NoFsGsBase,
@@ -293,6 +296,27 @@ impl Target {
         // are gone, and which an exec in another thread takes over with the id.
         let now = Identity { start_time: first.start_time, ..Identity::of(&stat) };
         if now != self.identity { Err(Error::TargetGone(self.pid)) } else { self.check_not_execed() }
+    }
+
+    /// What is to be said of a failure: where the process has ended, that it has, and not what was missing of it then. What was
+    /// decided before it ended remains so.
+    #[must_use]
+    pub(crate) fn cause_of(&self, error: Error) -> Error {
+        match error {
+            Error::Refused(_)
+            | Error::NotPatched(_)
+            | Error::NoParam { .. }
+            | Error::Busy { .. }
+            | Error::TimedOut { .. }
+            | Error::InTransition { .. }
+            | Error::CallbackRefused { .. }
+            | Error::CallbackFailed { .. }
+            | Error::CallbackRuns { .. } => error,
+            _ => match self.check_same() {
+                Err(gone @ Error::TargetGone(_)) => gone,
+                _ => error,
+            },
+        }
     }
 
     /// Fails if the address space that was opened is gone: the part of [`check_same`](Self::check_same) that can

@@ -146,6 +146,10 @@ impl Dynamic {
     }
 
     /// The names of DT_NEEDED, in order.
+    pub(crate) fn needs_any(&self) -> bool {
+        !self.needed.is_empty()
+    }
+
     pub(crate) fn needed(&self, pages: &Pages<'_>) -> Result<Vec<String>> {
         let names: Result<Vec<_>> = self.needed.iter().map(|at| self.string(pages, *at)).collect();
         Ok(names?.into_iter().flatten().collect())

@@ -5,7 +5,7 @@ use crate::libraries::references;
 use crate::objects::parts::Part;
 use crate::report::view::{self, View};
 use crate::session::batch::{Batch, Ground};
-use crate::session::objects_among;
+use crate::session::loaded_objects;
 use crate::session::plan;
 use crate::session::site::Finder;
 use crate::stacks::contexts;
@@ -77,7 +77,7 @@ fn try_on(patch: &PatchFile, view: &View) -> Result<CheckReport> {
     let pid = target.pid();
     check_not_traced(target)?;
     let maps = view.maps.clone();
-    let objects = objects_among(target, &maps)?;
+    let objects = loaded_objects(target, &maps)?;
     let mut document = view.session.document().clone();
     let desc = plan::describe(patch, &objects);
     let mut problems = Vec::new();
@@ -139,5 +139,9 @@ fn try_on(patch: &PatchFile, view: &View) -> Result<CheckReport> {
         Err(e) => problems.push(e.to_string()),
     }
     let ok = problems.is_empty() && funcs.iter().all(|f| f.ok);
+    if !ok {
+        // What has ended meanwhile lacks everything.
+        target.check_same()?;
+    }
     Ok(CheckReport { patch: desc.name, pid: pid.0, ok, problems, notes, funcs })
 }

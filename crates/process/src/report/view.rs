@@ -73,22 +73,16 @@ impl View {
     fn open(pid: Pid, document_only: bool) -> Result<Self> {
         let target = Target::open_to_read(pid)?;
         let maps = target.maps()?;
-        let area = StateArea::find(target.memory(), &maps)?;
-        let (written, document) = match &area {
-            Some(area) => {
-                let written = area.document(target.memory())?;
-                let document = Document::parse(&written)?;
-                (written, document)
-            }
-            None => Default::default(),
-        };
+        let found = StateArea::find_document(target.memory(), &maps).map_err(|e| target.cause_of(e))?;
+        let (area, written) = found.unzip();
+        let document = written.as_deref().map_or_else(|| Ok(Document::default()), Document::parse)?;
         let session = Session::of(target, maps.clone(), area, document, None);
-        Ok(Self { session, maps, document_only, written })
+        Ok(Self { session, maps, document_only, written: written.unwrap_or_default() })
     }
 
     /// The answer, if it is of one piece.
     fn ask<T>(&mut self, read: &mut impl FnMut(&mut Self) -> Result<T>) -> Result<Option<T>> {
-        let answer = read(self);
+        let answer = read(self).map_err(|e| self.session.target().cause_of(e));
         let same = match &self.session.area {
             Some(area) if !self.document_only => {
                 // An area that cannot be read any more is gone.

@@ -16,9 +16,11 @@ use crate::session::batch::{Batch, Ground};
 use crate::session::plan;
 use crate::session::stop::Hindrance;
 use crate::session::switch::Standing;
-use crate::session::{Session, objects_among};
+use crate::session::{Session, loaded_objects, objects_among, objects_of};
 use crate::stacks::contexts;
 use crate::state::document::Document;
+use crate::target::Unfit;
+use crate::target::maps::Maps;
 use crate::threads::priority::Prompt;
 use crate::{Error, Pid, Result, resolvers};
 use std::rc::Rc;
@@ -41,6 +43,8 @@ pub struct Options {
 
 /// How often a request is planned anew because libraries have come or gone meanwhile.
 const ATTEMPTS: usize = 8;
+/// Pause between two attempts to load a patch into a program that is being started.
+const LOADER_PAUSE: Duration = Duration::from_millis(2);
 /// Pause between two attempts to take the lock that another tool has.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
@@ -50,16 +54,46 @@ impl Session {
     /// # Errors
     /// The reason why not; the target is as before.
     pub fn load(&mut self, patch: &PatchFile, enable: bool, options: Options) -> Result<Report> {
-        let _prompt = Prompt::begin();
-        let name = patch.metadata().name.clone();
-        let moving = self.in_transition().is_ok_and(|moving| moving == name);
-        let taken_up = self.take_up(options);
-        // A load that had not begun is gone by now, and may be given again.
-        if moving && self.document.state.patch_named(&name).is_some() {
-            self.notes.push(format!("a patch '{name}' is loaded already; this file is not loaded"));
+        self.request(|session| {
+            let name = patch.metadata().name.clone();
+            let moving = session.in_transition().is_ok_and(|moving| moving == name);
+            let taken_up = session.take_up(options);
+            // A load that had not begun is gone by now, and may be given again.
+            if moving && session.document.state.patch_named(&name).is_some() {
+                session.notes.push(format!("a patch '{name}' is loaded already; this file is not loaded"));
+            }
+            taken_up?;
+            session.load_in_time(patch, enable, options)
+        })
+    }
+
+    /// Loads a patch when what the target needs is loaded: a program that was started a moment ago is given time for it.
+    fn load_in_time(&mut self, patch: &PatchFile, enable: bool, options: Options) -> Result<Report> {
+        let name = &patch.metadata().name;
+        let deadline = Instant::now() + options.timeout;
+        loop {
+            let before = self.recent_maps()?;
+            let done = self.attempt(|session| session.load_fresh(patch, enable, options), name, options);
+            match done {
+                Err(e) if Instant::now() + LOADER_PAUSE < deadline && self.may_still_load(&e, &before) => {
+                    tracing::debug!("the target is still being loaded: {e}");
+                    self.maps = None;
+                    std::thread::sleep(LOADER_PAUSE);
+                }
+                done => return done,
+            }
         }
-        taken_up?;
-        self.attempt(|session| session.load_fresh(patch, enable, options), &name, options)
+    }
+
+    /// Whether a failure may be that of a target whose loader is at work, or was since its mappings were `before`: what was missing
+    /// may be there, or about to come.
+    fn may_still_load(&self, e: &Error, before: &Maps) -> bool {
+        match e {
+            Error::Unfit { why: Unfit::Starting, .. } => true,
+            Error::Link(_) | Error::Symbol(_) | Error::Entry { .. } => objects_of(&self.target)
+                .is_ok_and(|(now, objects)| objects.is_changing() || !now.same_files(before)),
+            _ => false,
+        }
     }
 
     /// Enables a loaded patch. One that is just being disabled is turned round.
@@ -67,14 +101,8 @@ impl Session {
     /// # Errors
     /// As [`Session::load`]; [`Error::InTransition`] where it was turned round and does not complete in the time given.
     pub fn enable(&mut self, name: &str, options: Options) -> Result<Report> {
-        let _prompt = Prompt::begin();
-        if let Some(report) = self.turn_towards(Direction::Patching, name, options)? {
-            return Ok(report);
-        }
-        self.take_up(options)?;
-        self.require_patched()?;
         let event = Event::Enable { patch: name.to_owned(), ignore_order: options.ignore_order };
-        self.attempt(|session| session.change(event.clone(), name, options), name, options)
+        self.request(|session| session.turn_or_change(Direction::Patching, event, name, options))
     }
 
     /// Disables an enabled patch. One that is just being enabled is turned round.
@@ -82,13 +110,23 @@ impl Session {
     /// # Errors
     /// As [`Session::enable`].
     pub fn disable(&mut self, name: &str, options: Options) -> Result<Report> {
-        let _prompt = Prompt::begin();
-        if let Some(report) = self.turn_towards(Direction::Unpatching, name, options)? {
+        let event = Event::Disable { patch: name.to_owned(), ignore_order: options.ignore_order };
+        self.request(|session| session.turn_or_change(Direction::Unpatching, event, name, options))
+    }
+
+    /// Turns the transition of the patch round that leads away from what is wanted, or has `event` begin one that leads there.
+    fn turn_or_change(
+        &mut self,
+        wanted: Direction,
+        event: Event,
+        name: &str,
+        options: Options,
+    ) -> Result<Report> {
+        if let Some(report) = self.turn_towards(wanted, name, options)? {
             return Ok(report);
         }
         self.take_up(options)?;
         self.require_patched()?;
-        let event = Event::Disable { patch: name.to_owned(), ignore_order: options.ignore_order };
         self.attempt(|session| session.change(event.clone(), name, options), name, options)
     }
 
@@ -97,25 +135,31 @@ impl Session {
     /// # Errors
     /// As [`Session::load`].
     pub fn unload(&mut self, name: &str, options: Options) -> Result<Report> {
+        self.request(|session| {
+            session.take_up(options)?;
+            session.require_patched()?;
+            session.attempt(|session| session.remove(name, options), name, options)
+        })
+    }
+
+    fn remove(&mut self, name: &str, options: Options) -> Result<Batch> {
+        let patch = self.document.state.patch_named(name).map(|patch| patch.id());
+        self.step(Event::Unload { patch: name.to_owned() })?;
+        patch.map_or(Ok(()), |patch| self.check_not_led_to(patch))?;
+        if matches!(self.document.state.due(), Due::Callback(_)) {
+            self.check_safe_point(Instant::now() + options.timeout)?;
+        }
+        self.forget_what_is_gone();
+        self.was_entered = true;
+        let maps = self.recent_maps()?;
+        Ok(Batch::new(Ground::new(&self.target, maps)))
+    }
+
+    /// Does what a request asks for, as promptly as may be. What goes wrong with a target that has ended meanwhile went wrong for
+    /// that.
+    fn request(&mut self, work: impl FnOnce(&mut Self) -> Result<Report>) -> Result<Report> {
         let _prompt = Prompt::begin();
-        self.take_up(options)?;
-        self.require_patched()?;
-        self.attempt(
-            |session| {
-                let patch = session.document.state.patch_named(name).map(|patch| patch.id());
-                session.step(Event::Unload { patch: name.to_owned() })?;
-                patch.map_or(Ok(()), |patch| session.check_not_led_to(patch))?;
-                if matches!(session.document.state.due(), Due::Callback(_)) {
-                    session.check_safe_point(Instant::now() + options.timeout)?;
-                }
-                session.forget_what_is_gone();
-                session.was_entered = true;
-                let maps = session.recent_maps()?;
-                Ok(Batch::new(Ground::new(&session.target, maps)))
-            },
-            name,
-            options,
-        )
+        work(self).map_err(|e| self.target.cause_of(e))
     }
 
     /// Takes the lock on `pid` as [`Session::open`], and waits for a tool that has it until `deadline`.
@@ -138,19 +182,20 @@ impl Session {
     /// # Errors
     /// [`Error::InTransition`] where it does not complete in the time given; it goes on being in transition.
     pub fn wait(&mut self, name: &str, options: Options) -> Result<Report> {
-        self.require_patched()?;
-        let known = self.document.state.patch_named(name).is_some();
-        if !known {
-            return Err(Refusal::NoSuchPatch(name.to_owned()).into());
-        }
-        if self.document.state.transition().is_some() && self.in_transition()? == name {
-            self.scan_memory |= options.scan_memory;
-            let deadline = Instant::now() + options.timeout;
-            self.carry_on(name, deadline)?;
-            self.settle_libraries(deadline)?;
-            self.sweep(deadline)?;
-        }
-        self.trouble.take().map_or_else(|| Ok(self.report(name, None)), Err)
+        self.request(|session| {
+            session.require_patched()?;
+            if session.document.state.patch_named(name).is_none() {
+                return Err(Refusal::NoSuchPatch(name.to_owned()).into());
+            }
+            if session.in_transition().is_ok_and(|moving| moving == name) {
+                session.scan_memory |= options.scan_memory;
+                let deadline = Instant::now() + options.timeout;
+                session.carry_on(name, deadline)?;
+                session.settle_libraries(deadline)?;
+                session.sweep(deadline)?;
+            }
+            session.trouble.take().map_or_else(|| Ok(session.report(name, None)), Err)
+        })
     }
 
     /// Turns the running transition round.
@@ -158,11 +203,12 @@ impl Session {
     /// # Errors
     /// [`Error::InTransition`] where it does not complete in the time given.
     pub fn reverse(&mut self, options: Options) -> Result<Report> {
-        let _prompt = Prompt::begin();
-        self.require_patched()?;
-        let name = self.in_transition()?;
-        self.resume(Instant::now() + options.timeout)?;
-        self.complete_reversed(&name, options)
+        self.request(|session| {
+            session.require_patched()?;
+            let name = session.in_transition()?;
+            session.resume(Instant::now() + options.timeout)?;
+            session.complete_reversed(&name, options)
+        })
     }
 
     /// Where the patch called `name` is in its transition in the other direction, which has begun, turns that round: asking for
@@ -215,7 +261,10 @@ impl Session {
     /// # Errors
     /// [`Error::Refused`] where there is none.
     pub fn force(&mut self, options: Options) -> Result<Report> {
-        let _prompt = Prompt::begin();
+        self.request(|session| session.force_now(options))
+    }
+
+    fn force_now(&mut self, options: Options) -> Result<Report> {
         self.require_patched()?;
         let name = self.in_transition()?;
         let forced_before = self.forced();
@@ -399,7 +448,7 @@ impl Session {
         let target = Rc::clone(&self.target);
         sharing::check_not_shared(&target)?;
         let maps = self.recent_maps()?;
-        let objects = objects_among(&target, &maps)?;
+        let objects = loaded_objects(&target, &maps)?;
         self.check_undisturbed()?;
         let desc = plan::describe(patch, &objects);
         plan::check_names(&desc, &objects)?;

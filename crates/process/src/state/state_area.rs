@@ -138,6 +138,16 @@ impl StateArea {
         Ok(None)
     }
 
+    /// Finds the area among `maps`, and reads the document that counts.
+    ///
+    /// # Errors
+    /// Those of [`StateArea::find`] and [`StateArea::document`].
+    pub fn find_document(memory: &Memory, maps: &Maps) -> Result<Option<(Self, Vec<u8>)>> {
+        let Some(area) = Self::find(memory, maps)? else { return Ok(None) };
+        let document = area.document(memory)?;
+        Ok(Some((area, document)))
+    }
+
     /// Makes a fresh area of the zeroed mapping at `base`, [`AREA_LEN`] bytes, with `document` as the one that counts.
     ///
     /// # Errors

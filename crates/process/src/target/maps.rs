@@ -103,6 +103,14 @@ impl Maps {
         self.0.get(i).filter(|m| m.contains(addr))
     }
 
+    /// Whether the same files, but for those of memory, are mapped at the same places.
+    #[must_use]
+    pub fn same_files(&self, other: &Self) -> bool {
+        let is_file = |m: &&Mapping| m.inode != 0 && !m.name.starts_with("/memfd:");
+        let files = |maps: &Self| maps.iter().filter(is_file).cloned().collect::<Vec<_>>();
+        files(self) == files(other)
+    }
+
     /// Treats `range`, which is free, as mapped from now on: it is promised to somebody.
     pub fn reserve(&mut self, range: Range<RemoteAddr>) {
         let i = self.0.partition_point(|m| m.end <= range.start);
