@@ -1,6 +1,7 @@
 //! Runs every scenario of `scenarios/`, one test for each variant of each file.
 
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +13,8 @@ use ugraft_tests::{compile, play, program, tests_dir};
 
 /// The longest a whole scenario may take.
 const LIMIT: Duration = Duration::from_secs(300);
+/// What a scenario needs to use `ugraft-next`, a program of a later version.
+const NEXT: &str = "ugraft-next";
 
 fn main() -> ExitCode {
     match tests() {
@@ -47,16 +50,28 @@ fn tests() -> Result<Vec<Test>> {
             let missing =
                 needed.flat_map(|n| n.split_whitespace()).find(|n| is_missing(n)).map(str::to_owned);
             let (scenario, path) = (scenario.clone(), path.clone());
-            let body = Box::new(move || play::play(&scenario, &variant, &path));
+            let body = Box::new(move || match scenario.needs.iter().any(|need| need == NEXT) {
+                true => play::play(&scenario, &variant, &with_next(&path)?),
+                false => play::play(&scenario, &variant, &path),
+            });
             tests.push(Test { name, missing, limit: LIMIT, body });
         }
     }
     Ok(tests)
 }
 
+/// The search path with the program of a later version on it, behind the one that is tested.
+fn with_next(path: &OsStr) -> Result<OsString> {
+    let next = program::find_next()?;
+    let directories = std::env::split_paths(path).chain(next.parent().map(Path::to_owned));
+    std::env::join_paths(directories).context("a directory has a colon in its name")
+}
+
 fn is_missing(need: &str) -> bool {
     match need {
         "root" => !isolate::is_root(),
+        // Built where it is needed.
+        NEXT => false,
         "cgroup2" => !isolate::has_cgroups(),
         program => !compile::is_installed(program),
     }

@@ -62,7 +62,13 @@ struct Profile {
 pub fn run(args: &[String]) -> Result<()> {
     let split = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
     let (for_cargo, for_programs) = (&args[..split], args.get(split + 1..).unwrap_or_default());
+    let mut environment = Vec::new();
+    if args.is_empty() {
+        // First, since the other takes the same name in the target directory.
+        environment.push(("UGRAFT_NEXT_BIN", build_next()?));
+    }
     let (mut suites, ugraft) = build(for_cargo)?;
+    environment.extend(ugraft.map(|ugraft| ("UGRAFT_BIN", ugraft)));
     let rank =
         |suite: &Suite| LONGEST_FIRST.iter().position(|name| *name == suite.target).unwrap_or(usize::MAX);
     suites.sort_by_key(rank);
@@ -75,7 +81,7 @@ pub fn run(args: &[String]) -> Result<()> {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
             scope.spawn(|| {
                 while let Some(suite) = next(&queue) {
-                    if let Err(e) = run_suite(&suite, for_programs, ugraft.as_ref()) {
+                    if let Err(e) = run_suite(&suite, for_programs, &environment) {
                         failed
                             .lock()
                             .unwrap_or_else(PoisonError::into_inner)
@@ -97,7 +103,18 @@ fn next(queue: &Mutex<VecDeque<Suite>>) -> Option<Suite> {
     queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
 }
 
-/// Has cargo build the test programs; the second is the `ugraft` that they are to test, if it was built with them.
+/// Has cargo build a program of a later version of what lies in targets, `ugraft-next`, which the tests set against this one.
+fn build_next() -> Result<PathBuf> {
+    // As the tests are built, or the packages that both need would be built twice. Cargo builds the program for the test of its package.
+    let words = ["--workspace", "--features", "ugraft/next-version", "--test", "json"];
+    let (_, built) = build(&words.map(str::to_owned))?;
+    let built = built.context("cargo did not say where it put ugraft")?;
+    let next = built.with_file_name("ugraft-next");
+    std::fs::copy(&built, &next).with_context(|| format!("cannot copy {}", built.display()))?;
+    Ok(next)
+}
+
+/// Has cargo build test programs, all if `args` do not choose; the second is the `ugraft` that they are to test, if it was built with them.
 fn build(args: &[String]) -> Result<(Vec<Suite>, Option<PathBuf>)> {
     let mut command = super::cargo();
     command.args(["test", "--no-run", "--message-format=json-render-diagnostics"]);
@@ -136,16 +153,14 @@ fn build(args: &[String]) -> Result<(Vec<Suite>, Option<PathBuf>)> {
     Ok((suites, ugraft))
 }
 
-fn run_suite(suite: &Suite, args: &[String], ugraft: Option<&PathBuf>) -> Result<()> {
+fn run_suite(suite: &Suite, args: &[String], environment: &[(&str, PathBuf)]) -> Result<()> {
     let mut printed = tempfile::tempfile().context("cannot make a file for what a test prints")?;
     let share = |file: &File| file.try_clone().context("cannot share the file for what a test prints");
     let begun = Instant::now();
     let mut command = Command::new(&suite.program);
     command.args(args).current_dir(&suite.directory).env("CARGO_MANIFEST_DIR", &suite.directory);
     command.stdin(Stdio::null()).stdout(share(&printed)?).stderr(share(&printed)?);
-    if let Some(ugraft) = ugraft {
-        command.env("UGRAFT_BIN", ugraft);
-    }
+    command.envs(environment.iter().cloned());
     let status = command.status().with_context(|| format!("cannot run {}", suite.program.display()))?;
     let mut text = Vec::new();
     printed

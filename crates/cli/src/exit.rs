@@ -94,6 +94,7 @@ impl Failure {
             Error::Refused(refusal) => Self::of_refusal(refusal),
             Error::Link(FileError::Param { .. }) => Self::plain("bad_parameter", USAGE),
             Error::Link(_) => Self::plain("link", UNSAFE),
+            Error::LaterVersion { .. } => Self::plain("later_version", UNSAFE),
             Error::Unfit { .. }
             | Error::SharedMemory { .. }
             | Error::CannotRun { .. }

@@ -257,6 +257,17 @@ pub enum Error {
         /// Threads, their names, and why they would not do.
         reasons: Vec<(Tid, String, String)>,
     },
+    /// A later version of the tool has patched the target, and this one may not know all that is to be seen to.
+    #[error(
+        "process {pid} was patched by a later version, {tool}: change it with that one; `status`, `list` and `log` of this \
+         one tell what they know"
+    )]
+    LaterVersion {
+        /// The target.
+        pid: Pid,
+        /// The later version.
+        tool: String,
+    },
     /// The document in the target contradicts itself or the target.
     #[error("the record of patches in the target is damaged: {0}")]
     Damaged(String),

@@ -98,7 +98,7 @@ impl Session {
     /// Takes the right to change `pid` and reads its document. Nothing is stopped, traced or changed.
     ///
     /// # Errors
-    /// [`Error::Busy`] where another tool is at work, and those of [`Target::open`] and [`StateArea::find`].
+    /// [`Error::Busy`] where another tool is at work, [`Error::LaterVersion`], and those of [`Target::open`] and [`StateArea::find`].
     pub fn open(pid: Pid) -> Result<Self> {
         let began = Instant::now();
         let (target, lock) = match Target::open(pid) {
@@ -113,6 +113,7 @@ impl Session {
         let found = StateArea::find_document(target.memory(), &maps).map_err(|e| target.cause_of(e))?;
         let (area, written) = found.unzip();
         let document = written.as_deref().map_or_else(|| Ok(Document::default()), Document::parse)?;
+        document.check_version(pid)?;
         Ok(Self { began, ..Self::of(target, maps, area, document, Some(lock)) })
     }
 
@@ -220,7 +221,7 @@ impl Session {
         assert!(self.lock.is_some(), "who only reads changes nothing");
         let memory = self.target.memory();
         self.document.format = document::FORMAT;
-        self.document.tool = concat!("ugraft ", env!("CARGO_PKG_VERSION")).to_owned();
+        self.document.tool = document::TOOL.to_owned();
         area.commit(memory, &self.document.to_bytes())?;
         for (_, text) in &self.messages {
             tracing::debug!("{text}");

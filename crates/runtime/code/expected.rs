@@ -6,9 +6,24 @@
 //! that while no thread is in the hook, and takes it over into the next table.
 //!
 //! All offsets are bytes from the table's head.
+//!
+//! A later version may append fields to what is in a table, no more: the head states its length, and each array the distance of its
+//! entries. So the hook of an earlier version works with the table of a later tool, and that tool reads what the hook has noted.
+//! (A tool that is earlier than the hook changes nothing: see [`VERSION`].)
+
+/// Version of the code in the target, and of the layouts that it shares with the tool. Raised with every change that a tool has to know
+/// of, which keeps to what the earlier ones understand.
+pub const VERSION: u32 = 1 + LATER as u32;
+
+/// Words that a build with the feature `next-version` appends to everything in a table: a version of which this one knows nothing.
+#[cfg(feature = "next-version")]
+pub const LATER: usize = 1;
+/// None: this is no such build.
+#[cfg(not(feature = "next-version"))]
+pub const LATER: usize = 0;
 
 /// Says that what lies here is a table of this layout.
-pub const TABLE_MAGIC: u64 = 0x3430_7463_6570_7865;
+pub const TABLE_MAGIC: u64 = 0x3530_7463_6570_7865;
 /// Room for one table.
 pub const TABLE_MAX: usize = 512 << 10;
 
@@ -91,8 +106,10 @@ pub const FINALIZER_CODE_LEN: u64 = 16;
 pub struct Head {
     /// [`TABLE_MAGIC`]
     pub magic: u64,
-    /// Objects, which lie behind the head.
-    pub objects: u64,
+    /// Bytes of the head.
+    pub len: u64,
+    /// The libraries: [`Object`].
+    pub objects: Part,
     /// Addresses of the `struct link_map`s of libraries that have been seen, or 0: all that are loaded, with room for more. Only
     /// one that is not among them is new. Noted, too.
     pub seen: Part,
@@ -103,6 +120,8 @@ pub struct Head {
     pub stub: Part,
     /// Whether that transition began by disabling its patch, so that its functions are what threads come from.
     pub disabling: u64,
+    /// What a later version appends.
+    pub later: [u64; LATER],
 }
 
 /// A piece of the table: bytes of a text, or entries of an array.
@@ -113,6 +132,10 @@ pub struct Part {
     pub at: u32,
     /// How many.
     pub count: u32,
+    /// Bytes from the beginning of one to that of the next.
+    pub each: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// A library that patches name.
@@ -135,6 +158,8 @@ pub struct Object {
     pub near: [u64; 2],
     /// Noted: the value of [`Loader::changes`] when it came.
     pub came: u64,
+    /// What a later version appends.
+    pub later: [u64; LATER],
 }
 
 /// A patch that changes a library.
@@ -160,6 +185,8 @@ pub struct Use {
     pub moving: u64,
     /// Noted: whether the patch has been applied.
     pub applied: u64,
+    /// What a later version appends.
+    pub later: [u64; LATER],
 }
 
 /// A patch's version of a function.
@@ -172,6 +199,8 @@ pub struct Func {
     pub new: u64,
     /// Noted: where a jump from the place leads to come there.
     pub landing: u64,
+    /// What a later version appends.
+    pub later: [u64; LATER],
 }
 
 /// A word of a patch's image that holds the address of a symbol of the library while that is loaded.
@@ -186,6 +215,8 @@ pub struct Reference {
     pub word: u64,
     /// What it holds more than the symbol's address; without the library, this alone.
     pub addend: u64,
+    /// What a later version appends.
+    pub later: [u64; LATER],
 }
 
 /// A function of a library.
@@ -198,11 +229,13 @@ pub struct Place {
     pub position: u64,
     /// Noted: where it is, and what a redirect overwrites.
     pub site: crate::layout::Site,
+    /// What a later version appends.
+    pub later: [u64; LATER],
 }
 
 const _: () = assert!(size_of::<Loader>() == 56);
 const _: () = assert!(size_of::<Running>() == 40 && size_of::<Finalizer>() == 56);
-const _: () = assert!(size_of::<Head>() == 48);
-const _: () = assert!(size_of::<Object>() == 72);
-const _: () = assert!(size_of::<Use>() == 96 && size_of::<Reference>() == 32);
-const _: () = assert!(size_of::<Func>() == 24);
+const _: () = assert!(size_of::<Part>() == 16);
+const _: () = assert!(size_of::<Head>() == 88 + 8 * LATER);
+const _: () = assert!(size_of::<Object>() == 96 + 8 * LATER && size_of::<Use>() == 128 + 8 * LATER);
+const _: () = assert!(size_of::<Func>() == 24 + 8 * LATER && size_of::<Reference>() == 40 + 8 * LATER);

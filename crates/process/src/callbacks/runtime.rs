@@ -17,6 +17,7 @@ use std::mem::{offset_of, size_of};
 use std::ops::Range;
 use ugraft_core::{Life, PatchId};
 use ugraft_image::{Import, KlpSymbol, LinkedImage, PatchFile, Resolution, Resolve};
+use ugraft_runtime::expected::VERSION;
 use ugraft_runtime::layout::{LOG_MAGIC, LOG_SLOTS, LogHead, LogSlot, PATCHES_MAX, Patches, TEXT_MAX};
 
 /// Name of the memfd behind it.
@@ -25,6 +26,9 @@ pub const RUNTIME_NAME: &str = "ugraft:runtime";
 /// The runtime as it lies in a target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Runtime {
+    /// Its version: [`VERSION`] of who linked it; 0 where that did not say.
+    #[serde(default)]
+    pub version: u32,
     /// The mapping that holds it.
     pub mapping: Range<RemoteAddr>,
     /// Its functions, by name.
@@ -111,6 +115,7 @@ fn describe(linked: &LinkedImage, mapping: Range<RemoteAddr>) -> Result<Runtime>
         found.map(|symbol| symbol.addr).ok_or_else(|| missing(name))
     };
     Ok(Runtime {
+        version: VERSION,
         mapping,
         functions: functions.map(|symbol| (symbol.name.clone(), symbol.addr)).collect(),
         log: variable(ugraft_runtime::LOG)?,

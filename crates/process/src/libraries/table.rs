@@ -5,7 +5,7 @@
 use crate::{Error, RemoteAddr, Result};
 use std::mem::{offset_of, size_of};
 use ugraft_runtime::expected::{
-    Func, Head, Object, Part, Place, Reference, SEEN_MORE, TABLE_MAGIC, TABLE_MAX, Use,
+    Func, Head, LATER, Object, Part, Place, Reference, SEEN_MORE, TABLE_MAGIC, TABLE_MAX, Use,
 };
 use ugraft_runtime::layout::{Site, StubTemplate};
 
@@ -29,21 +29,36 @@ unsafe impl Plain for Place {}
 unsafe impl Plain for StubTemplate {}
 // SAFETY: as above.
 unsafe impl Plain for Reference {}
+// SAFETY: a number.
+unsafe impl Plain for u64 {}
 
-const _: () = assert!(size_of::<Object>() == 3 * 8 + 6 * 8);
-const _: () = assert!(size_of::<Use>() == 4 * 8 + 8 * 8);
-const _: () = assert!(size_of::<Place>() == 8 + 8 + size_of::<Site>());
-const _: () = assert!(offset_of!(Place, site) == 16 && size_of::<Site>().is_multiple_of(8));
+const _: () = assert!(size_of::<Head>() == 8 + 8 + 16 * 4 + 8 + 8 * LATER);
+const _: () = assert!(size_of::<Object>() == 16 * 3 + 8 * 6 + 8 * LATER);
+const _: () = assert!(size_of::<Use>() == 16 * 4 + 8 * 8 + 8 * LATER);
+const _: () = assert!(size_of::<Place>() == 16 + 8 + size_of::<Site>() + 8 * LATER);
+const _: () = assert!(offset_of!(Place, site) == 24 && size_of::<Site>().is_multiple_of(8));
 
 fn bytes_of<T: Plain>(value: &T) -> &[u8] {
     // SAFETY: `Plain`: all bytes are initialised.
     unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
 }
 
-fn value_of<T: Plain>(bytes: &[u8]) -> Option<T> {
-    let bytes = bytes.get(..size_of::<T>())?;
-    // SAFETY: long enough, and `Plain`: any bytes are a value.
-    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+/// The value of which these are the first bytes; what they lack is zero, and what they have more is not known here.
+fn value_of<T: Plain>(bytes: &[u8]) -> T {
+    // SAFETY: `Plain`: any bytes are a value.
+    let mut value: T = unsafe { std::mem::zeroed() };
+    let len = bytes.len().min(size_of::<T>());
+    // SAFETY: no longer than either, which do not overlap.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), std::ptr::from_mut(&mut value).cast(), len) };
+    value
+}
+
+/// The head of a table.
+fn head_of(bytes: &[u8]) -> Option<Head> {
+    // Before what later versions append, all have this in common.
+    let len = value_of::<Head>(bytes.get(..offset_of!(Head, later))?).len;
+    let head: Head = value_of(bytes.get(..usize::try_from(len).ok()?)?);
+    (head.magic == TABLE_MAGIC).then_some(head)
 }
 
 /// A library that patches name.
@@ -133,14 +148,14 @@ impl Writer {
         let at = self.bytes.len() as u32;
         self.bytes.extend(text);
         self.bytes.push(0);
-        Part { at, count: text.len() as u32 }
+        Part { at, count: text.len() as u32, each: 1, reserved: 0 }
     }
 
     fn array<T: Plain>(&mut self, entries: &[T]) -> Part {
         self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
         let at = self.bytes.len() as u32;
         self.bytes.extend(entries.iter().flat_map(bytes_of));
-        Part { at, count: entries.len() as u32 }
+        Part { at, count: entries.len() as u32, each: size_of::<T>() as u32, reserved: 0 }
     }
 }
 
@@ -157,18 +172,19 @@ pub fn write(
 ) -> Result<Vec<u8>> {
     let head_len = size_of::<Head>() + libraries.len() * size_of::<Object>();
     let mut writer = Writer { bytes: vec![0; head_len] };
-    writer.bytes.resize(head_len.next_multiple_of(8), 0);
-    let mut words = |words: &[u64]| {
-        let at = writer.bytes.len() as u32;
-        writer.bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
-        Part { at, count: words.len() as u32 }
-    };
-    let patches = words(&patches.iter().map(|patch| patch.0).collect::<Vec<_>>());
-    let seen = words(&[seen, &[0; SEEN_MORE]].concat());
+    let patches = writer.array(&patches.iter().map(|patch| patch.0).collect::<Vec<_>>());
+    let seen = writer.array(&[seen, &[0; SEEN_MORE]].concat());
     let stub = running.map_or(Part::default(), |running| writer.array(&[running.stub]));
     let disabling = u64::from(running.is_some_and(|running| running.disabling));
-    let objects = libraries.len() as u64;
-    let head = Head { magic: TABLE_MAGIC, objects, seen, patches, stub, disabling };
+    let objects = Part {
+        at: size_of::<Head>() as u32,
+        count: libraries.len() as u32,
+        each: size_of::<Object>() as u32,
+        reserved: 0,
+    };
+    let len = size_of::<Head>() as u64;
+    let later = [0; LATER];
+    let head = Head { magic: TABLE_MAGIC, len, objects, seen, patches, stub, disabling, later };
     let mut heads = Vec::from(bytes_of(&head));
     for library in libraries {
         let name = writer.text(library.name.as_bytes());
@@ -177,7 +193,12 @@ pub fn write(
             let funcs: Vec<_> = one
                 .funcs
                 .iter()
-                .map(|(place, new, landing)| Func { place: *place as u64, new: new.0, landing: landing.0 })
+                .map(|(place, new, landing)| Func {
+                    place: *place as u64,
+                    new: new.0,
+                    landing: landing.0,
+                    later,
+                })
                 .collect();
             let references: Vec<_> = one
                 .references
@@ -187,6 +208,7 @@ pub fn write(
                     position: u64::from(reference.position),
                     word: reference.word.0,
                     addend: reference.addend as u64,
+                    later,
                 })
                 .collect();
             uses.push(Use {
@@ -199,6 +221,7 @@ pub fn write(
                 below: one.below as u64,
                 moving: u64::from(one.moving),
                 applied: u64::from(one.applied),
+                later,
             });
         }
         let places: Vec<_> = library
@@ -208,6 +231,7 @@ pub fn write(
                 name: writer.text(place.name.as_bytes()),
                 position: u64::from(place.position),
                 site: place.site,
+                later,
             })
             .collect();
         let object = Object {
@@ -219,6 +243,7 @@ pub fn write(
             bias: library.bias,
             near: library.near,
             came: library.came,
+            later,
         };
         heads.extend(bytes_of(&object));
     }
@@ -245,29 +270,24 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Library>> {
 /// # Errors
 /// [`Error::Damaged`].
 pub fn read_seen(bytes: &[u8]) -> Result<Vec<u64>> {
-    let seen = || {
-        let head: Head = value_of(bytes)?;
-        let (at, len) = (head.seen.at as usize, (head.seen.count as usize).checked_mul(8)?);
-        let words = bytes.get(at..)?.get(..len)?.chunks_exact(8);
-        Some(words.filter_map(|word| word.try_into().ok().map(u64::from_le_bytes)).collect())
-    };
+    let seen = || entries(bytes, head_of(bytes)?.seen);
     seen().ok_or_else(|| Error::Damaged("the table of libraries makes no sense".to_owned()))
 }
 
-fn parse(bytes: &[u8]) -> Option<Vec<Library>> {
-    fn entries<T: Plain>(bytes: &[u8], part: Part) -> Option<Vec<T>> {
-        let all = bytes.get(part.at as usize..)?;
-        let len = size_of::<T>();
-        let all = all.get(..(part.count as usize).checked_mul(len)?)?;
-        all.chunks_exact(len).map(value_of).collect()
+/// An array of a table.
+fn entries<T: Plain>(bytes: &[u8], part: Part) -> Option<Vec<T>> {
+    if part.count == 0 {
+        return Some(Vec::new());
     }
+    let each = part.each as usize;
+    let all = bytes.get(part.at as usize..)?.get(..(part.count as usize).checked_mul(each)?)?;
+    (each != 0).then(|| all.chunks_exact(each).map(value_of).collect())
+}
+
+fn parse(bytes: &[u8]) -> Option<Vec<Library>> {
     let text = |part: Part| Some(bytes.get(part.at as usize..)?.get(..part.count as usize)?.to_vec());
     let string = |part: Part| String::from_utf8(text(part)?).ok();
-    let head: Head = value_of(bytes)?;
-    if head.magic != TABLE_MAGIC {
-        return None;
-    }
-    let objects = Part { at: size_of::<Head>() as u32, count: u32::try_from(head.objects).ok()? };
+    let head = head_of(bytes)?;
     let library = |object: Object| {
         let reference_of = |reference: Reference| {
             Some(LibraryReference {
@@ -313,7 +333,7 @@ fn parse(bytes: &[u8]) -> Option<Vec<Library>> {
             came: object.came,
         })
     };
-    entries::<Object>(bytes, objects)?.into_iter().map(library).collect()
+    entries::<Object>(bytes, head.objects)?.into_iter().map(library).collect()
 }
 
 #[cfg(test)]

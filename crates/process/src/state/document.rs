@@ -11,14 +11,21 @@ use crate::code::entry::Entry;
 use crate::code::pending::Capacity;
 use crate::libraries::Libraries;
 use crate::session::unwinder::{Tables, Unwinder};
-use crate::{Error, RemoteAddr, Result};
+use crate::{Error, Pid, RemoteAddr, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use ugraft_core::{FuncId, Implementation, PatchId, State};
 use ugraft_image::ParamKind;
+use ugraft_runtime::expected::{self, LATER};
 
-/// Version of the document's written form. A reader refuses a greater one.
+/// Version of the document's written form. Who reads a greater one changes nothing ([`Document::check_version`]).
 pub const FORMAT: u32 = 1;
+
+/// Name and version of this program, as documents state them.
+pub const TOOL: &str = match LATER {
+    0 => concat!("ugraft ", env!("CARGO_PKG_VERSION")),
+    _ => concat!("ugraft ", env!("CARGO_PKG_VERSION"), "+next"),
+};
 
 /// Bytes from one gate's count to the next.
 pub const GATE_LEN: i64 = 4;
@@ -250,20 +257,24 @@ impl Arena {
 }
 
 impl Document {
-    /// Reads the written form.
+    /// Reads the written form, as far as this version knows it.
     ///
     /// # Errors
-    /// [`Error::Damaged`] where it is not one, or of a later version.
+    /// [`Error::Damaged`] where it is not one.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
-        let document: Self = serde_json::from_slice(bytes).map_err(|e| Error::Damaged(e.to_string()))?;
-        if document.format > FORMAT || document.state.format() > ugraft_core::FORMAT {
-            let format = document.format.max(document.state.format());
-            return Err(Error::Damaged(format!(
-                "it is of format {format}, written by {}: use that version",
-                document.tool
-            )));
-        }
-        Ok(document)
+        serde_json::from_slice(bytes).map_err(|e| Error::Damaged(e.to_string()))
+    }
+
+    /// Fails if a later version has written this, or put code into the target `pid`, of which this one may not know enough to change
+    /// anything.
+    ///
+    /// # Errors
+    /// [`Error::LaterVersion`].
+    pub fn check_version(&self, pid: Pid) -> Result<()> {
+        let runtime = self.runtime.as_ref().map_or(0, |runtime| runtime.version);
+        let is_later =
+            self.format > FORMAT || self.state.format() > ugraft_core::FORMAT || runtime > expected::VERSION;
+        if is_later { Err(Error::LaterVersion { pid, tool: self.tool.clone() }) } else { Ok(()) }
     }
 
     /// The written form.

@@ -19,9 +19,10 @@ impl Table {
         }
     }
 
+    /// An entry of an array, which may be longer than is known here.
     pub unsafe fn entry<T>(self, part: Part, index: u32) -> *mut T {
         // SAFETY: the tool writes offsets of what the table holds.
-        unsafe { self.0.add(part.at as usize).cast::<T>().add(index as usize) }
+        unsafe { self.0.add(part.at as usize).add(index as usize * part.each as usize).cast::<T>() }
     }
 
     pub unsafe fn text<'t>(self, part: Part) -> &'t [u8] {
@@ -31,7 +32,6 @@ impl Table {
 
     pub unsafe fn objects(self) -> Part {
         // SAFETY: as above.
-        let count = unsafe { (*self.0.cast::<Head>()).objects };
-        Part { at: size_of::<Head>() as u32, count: count as u32 }
+        unsafe { (*self.0.cast::<Head>()).objects }
     }
 }
