@@ -297,6 +297,16 @@ pub struct DemoArgs {
 }
 
 impl Command {
+    /// Whether it is given for what it prints alone.
+    pub fn only_tells(&self) -> bool {
+        match self {
+            Self::List(_) | Self::Status(_) | Self::Log(_) | Self::Info(_) | Self::Check(_) => true,
+            Self::Completions { .. } | Self::Manual => true,
+            Self::Param(args) => !args.param.as_ref().is_some_and(|param| param.contains('=')),
+            _ => false,
+        }
+    }
+
     /// The command's name on the command line.
     pub fn name(&self) -> &'static str {
         match self {

@@ -29,10 +29,14 @@ fn main() -> ExitCode {
     let how = cli.output;
     log_to_stderr(how.verbose);
     let name = cli.command.name();
+    let only_tells = cli.command.only_tells();
     match run(cli.command, how) {
         Ok(outcome) => {
-            output::print_outcome(name, &outcome, how);
-            ExitCode::from(outcome.exit_code)
+            // What was done to a target is done, whoever hears of it.
+            match output::print_outcome(name, &outcome, how) || !only_tells {
+                true => ExitCode::from(outcome.exit_code),
+                false => ExitCode::from(exit::FAILED),
+            }
         }
         Err(error) => {
             let failure = exit::Failure::of(&error);
@@ -57,9 +61,10 @@ fn misused(error: &clap::Error) -> ExitCode {
         output::print_failure(&command.unwrap_or_default(), message, &[], failure, how);
         return ExitCode::from(exit::USAGE);
     }
-    // A reader that went away is no error.
-    let _ = error.print();
-    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::USAGE))
+    match output::is_written(error.print()) {
+        true => ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(exit::USAGE)),
+        false => ExitCode::from(exit::FAILED),
+    }
 }
 
 /// An error and what caused it, in one line.

@@ -3,7 +3,7 @@
 use crate::args::OutputArgs;
 use crate::exit::Failure;
 use serde_json::{Map, Value, json};
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 
 /// Name and version of the JSON schema; the number grows when a field changes its meaning or goes away.
 pub const SCHEMA: &str = "ugraft/1";
@@ -38,21 +38,29 @@ impl std::fmt::Display for Notes {
     }
 }
 
-/// Prints what a command has to say; a reader that went away (EPIPE) is no error.
-pub fn print_outcome(command: &str, outcome: &Outcome, how: OutputArgs) {
+/// Prints what a command has to say. False, and a word on stderr, where it cannot be written.
+pub fn print_outcome(command: &str, outcome: &Outcome, how: OutputArgs) -> bool {
     if how.json && !outcome.json.is_null() {
         let ok = outcome.exit_code == 0;
-        print_json(command, ok, outcome.exit_code, outcome.json.clone());
-        return;
+        return is_written(print_json(command, ok, outcome.exit_code, outcome.json.clone()));
     }
     if how.quiet {
-        return;
+        return true;
     }
     for note in &outcome.notes {
         let _ = writeln!(std::io::stderr(), "ugraft: {note}");
     }
-    if !outcome.text.is_empty() {
-        let _ = writeln!(std::io::stdout(), "{}", outcome.text);
+    outcome.text.is_empty() || is_written(writeln!(std::io::stdout(), "{}", outcome.text))
+}
+
+/// Whether the result of a command could be written. A reader that went away (EPIPE) has read what it wanted.
+pub fn is_written(written: std::io::Result<()>) -> bool {
+    match written {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            let _ = writeln!(std::io::stderr(), "ugraft: cannot write to the standard output: {e}");
+            false
+        }
+        _ => true,
     }
 }
 
@@ -66,8 +74,9 @@ pub fn print_failure(command: &str, message: &str, notes: &[String], failure: Fa
         if !notes.is_empty() {
             error["notes"] = notes.into();
         }
-        print_json(command, false, failure.code, json!({ "error": error }));
-        return;
+        if is_written(print_json(command, false, failure.code, json!({ "error": error }))) {
+            return;
+        }
     }
     let notes = notes.iter().filter(|_| !how.quiet);
     for line in notes.map(String::as_str).chain([message]) {
@@ -75,7 +84,7 @@ pub fn print_failure(command: &str, message: &str, notes: &[String], failure: Fa
     }
 }
 
-fn print_json(command: &str, ok: bool, exit_code: u8, fields: Value) {
+fn print_json(command: &str, ok: bool, exit_code: u8, fields: Value) -> std::io::Result<()> {
     let mut object = Map::new();
     object.insert("schema".into(), SCHEMA.into());
     object.insert("command".into(), command.into());
@@ -84,7 +93,7 @@ fn print_json(command: &str, ok: bool, exit_code: u8, fields: Value) {
     if let Value::Object(fields) = fields {
         object.extend(fields);
     }
-    let _ = writeln!(std::io::stdout(), "{:#}", Value::Object(object));
+    writeln!(std::io::stdout(), "{:#}", Value::Object(object))
 }
 
 /// Whether stdout takes colours: a terminal, and neither `NO_COLOR` (no-color.org) nor `TERM=dumb`.

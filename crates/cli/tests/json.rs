@@ -58,6 +58,16 @@ fn json(args: &[&str], code: i32) -> Value {
     value
 }
 
+/// The target, which is ready, and the patch.
+fn start(dir: &Path) -> (Target, PathBuf) {
+    let program = compile(dir, "target", TARGET, &["-fno-toplevel-reorder"]);
+    let patch = compile(dir, "fix", PATCH, &["-c"]);
+    let mut target = Target(Command::new(program).stdout(Stdio::piped()).spawn().unwrap());
+    let mut ready = [0];
+    std::io::Read::read_exact(target.0.stdout.as_mut().unwrap(), &mut ready).unwrap();
+    (target, patch)
+}
+
 fn fields(value: &Value) -> Vec<&str> {
     value.as_object().unwrap().keys().map(String::as_str).collect()
 }
@@ -65,12 +75,8 @@ fn fields(value: &Value) -> Vec<&str> {
 #[test]
 fn every_command_keeps_to_the_schema() {
     let dir = tempfile::tempdir().unwrap();
-    let program = compile(dir.path(), "target", TARGET, &["-fno-toplevel-reorder"]);
-    let patch = compile(dir.path(), "fix", PATCH, &["-c"]);
+    let (target, patch) = start(dir.path());
     let patch = patch.to_str().unwrap();
-    let mut target = Target(Command::new(program).stdout(Stdio::piped()).spawn().unwrap());
-    let mut ready = [0];
-    std::io::Read::read_exact(target.0.stdout.as_mut().unwrap(), &mut ready).unwrap();
     let pid = &target.0.id().to_string();
 
     assert_eq!(json(&["status", "--pid", pid], 3)["status"]["patches"], Value::Array(Vec::new()));
@@ -157,6 +163,34 @@ fn files_and_usage() {
     assert_eq!(ugraft(&["load"]).status.code(), Some(2));
     assert_eq!(ugraft(&["nonsense"]).status.code(), Some(2));
     assert_eq!(json(&["status", "--pid", "2147483647"], 4)["error"]["kind"], "no_such_process");
+}
+
+#[test]
+fn what_cannot_be_written_is_an_error() {
+    let full = |args: &[&str]| {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        Command::new(env!("CARGO_BIN_EXE_ugraft")).args(args).stdout(full).output().unwrap()
+    };
+    for args in [&["--help"][..], &["list"], &["list", "--json"], &["completions", "bash"], &["manual"]] {
+        let output = full(args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+        assert!(said.starts_with("ugraft: cannot write to the standard output: "), "{args:?}: {said}");
+    }
+    // The failure itself is told where it can be.
+    let output = full(&["--json", "info", "/nonexistent.o"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(8) && said.contains("/nonexistent.o"), "{said}");
+}
+
+#[test]
+fn what_was_done_is_done_whoever_hears_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (target, patch) = start(dir.path());
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut load = Command::new(env!("CARGO_BIN_EXE_ugraft"));
+    load.args(["load", patch.to_str().unwrap(), "--pid", &target.0.id().to_string()]).stdout(full);
+    assert_eq!(load.output().unwrap().status.code(), Some(0));
 }
 
 #[test]
