@@ -74,6 +74,26 @@ static struct klp_object objs[] = { { .funcs = funcs }, {} };
 static struct klp_patch patch = { .objs = objs };
 KLP_PATCH(patch);
 
+//@ file later.c
+#include <ugraft/livepatch.h>
+static int weight(int n) { return n; }
+static struct klp_func funcs[] = { { .old_name = "shop::weight(int)", .new_func = weight }, {} };
+static struct klp_object objs[] = { { .name = "libweight.so", .funcs = funcs }, {} };
+static struct klp_patch patch = { .objs = objs };
+KLP_PATCH(patch);
+
+//@ file refers-later.c
+#include <ugraft/livepatch.h>
+extern int weight(int) __attribute__((weak));
+KLP_SYMBOL(weight, "libweight.so", "shop::weight", 0);
+static int buy(int n) { return weight ? weight(n) : n; }
+static struct klp_func funcs[] = { { .old_name = "buy(int)", .new_func = buy }, {} };
+static struct klp_func none[] = { {} };
+static struct klp_object objs[] = { { .funcs = funcs }, { .name = "libweight.so", .funcs = none }, {} };
+static struct klp_patch patch = { .objs = objs };
+KLP_PATCH(patch);
+//@ build cc -c -O2 -fPIC -I"$SDK" refers-later.c -o refers-later.o
+
 //@ start target
 //@ expect ready
 //@ say ?
@@ -94,6 +114,19 @@ KLP_PATCH(patch);
 //> no patch is in transition
 //@ $ ugraft load overloaded.o --pid $PID
 //! ugraft: target has 2 symbols called shop::Basket::price; give a position: 1 at [..] shop::Basket::price(int) const, 2 at [..] shop::Basket::price(int, int) const
+//= 6
+// A library that is not loaded has no names yet with which these could be compared.
+//@ $ ugraft load later.o --pid $PID
+//! ugraft: libweight.so is not loaded, and one that comes later is searched for names as its linker has them: give the mangled name of shop::weight(int) (`nm -D --defined-only` lists them)
+//= 6
+//@ $ ugraft load refers-later.o --pid $PID
+//! ugraft: not found in the target: `shop::weight of libweight.so` (of a library that can come and go: give the name that its linker has, the mangled one): check the object's and the symbol's name and its position
+//= 6
+//@ $ ugraft check later.o --pid $PID
+//>  object        function           address  verdict
+//>  libweight.so  shop::weight(int)           its object is not loaded
+//> libweight.so is not loaded, and one that comes later is searched for names as its linker has them: give the mangled name of shop::weight(int) (`nm -D --defined-only` lists them)
+//> patch 'later' cannot be loaded into process $target
 //= 6
 //@ $ ugraft load handler.o --pid $PID --quiet
 //@ say ?

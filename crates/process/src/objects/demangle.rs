@@ -56,6 +56,12 @@ pub(crate) fn literal_part(query: &str) -> &str {
     query[..end].rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_').find(ident).unwrap_or("")
 }
 
+/// Whether `name` can only be a demangled one: no linker of C, C++ or Rust knows a symbol by it. (Those of Go may have
+/// parentheses in them.)
+pub(crate) fn is_demangled(name: &str) -> bool {
+    name.contains("::") || name.contains(' ') || name.ends_with(')')
+}
+
 /// Whether `symbol` looks like a mangled name at all.
 pub(crate) fn is_mangled(symbol: &[u8]) -> bool {
     symbol.starts_with(b"_Z") || symbol.starts_with(b"_R") || symbol.starts_with(b"__Z")

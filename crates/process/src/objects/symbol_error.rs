@@ -26,6 +26,17 @@ pub enum SymbolError {
         /// The name asked for.
         object: String,
     },
+    /// A C++ or Rust name as a programmer writes it, of a library that is not loaded: it is compared with that of no symbol (EINVAL).
+    #[error(
+        "{object} is not loaded, and one that comes later is searched for names as its linker has them: give the mangled \
+         name of {name} (`nm -D --defined-only` lists them)"
+    )]
+    DemangledLater {
+        /// The library.
+        object: String,
+        /// The name asked for.
+        name: String,
+    },
     /// Two different objects bear the name.
     #[error("{object} names several loaded objects: {}", paths.join(", "))]
     AmbiguousObject {

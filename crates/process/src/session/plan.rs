@@ -1,6 +1,7 @@
 //! From a patch file to what is to be put into the target: its description, its image, its sites.
 
 use crate::code::trampoline;
+use crate::objects::demangle;
 use crate::objects::symbols::SymbolError;
 use crate::objects::{ObjectId, Objects};
 use crate::remote::mapping::{MapRequest, Part as MappedPart, Prot};
@@ -93,17 +94,25 @@ pub fn check_build_ids(desc: &PatchDesc, objects: &Objects<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Refuses objects that are named as the main executable is, and would be waited for in vain.
+/// Refuses objects and functions by whose names they would be waited for in vain: that of the main executable, and names
+/// that no linker gives in a library that comes later.
 ///
 /// # Errors
 /// [`crate::Error::Symbol`].
 pub fn check_names(desc: &PatchDesc, objects: &Objects<'_>) -> Result<()> {
-    let names = desc.objects.iter().filter_map(|object| object.name.as_deref());
-    let misnamed = |name: &&str| objects.main().is_called(name) && objects.find(Some(name)).is_err();
-    match names.into_iter().find(misnamed) {
-        Some(name) => Err(SymbolError::MainByName { object: name.to_owned() }.into()),
-        None => Ok(()),
+    for (name, object) in desc.objects.iter().filter_map(|object| Some((object.name.as_deref()?, object))) {
+        if objects.find(Some(name)).is_ok() {
+            continue;
+        }
+        if objects.main().is_called(name) {
+            return Err(SymbolError::MainByName { object: name.to_owned() }.into());
+        }
+        if let Some(func) = object.funcs.iter().find(|func| demangle::is_demangled(&func.old_name)) {
+            let (object, name) = (name.to_owned(), func.old_name.clone());
+            return Err(SymbolError::DemangledLater { object, name }.into());
+        }
     }
+    Ok(())
 }
 
 /// Refuses names without a position that several functions of a loaded object bear. The description cannot tell: there,

@@ -1,6 +1,7 @@
 //! The target's answers to a patch's undefined symbols.
 
 use crate::libraries::references;
+use crate::objects::demangle;
 use crate::objects::scope::{Scope, Value};
 use crate::objects::symbols::SymbolError;
 use crate::objects::{ObjectId, Objects};
@@ -88,6 +89,12 @@ impl<'o, 't> Resolver<'o, 't> {
     }
 
     fn by_position_later(&self, klp: &KlpSymbol, import: &Import) -> Result<Resolution> {
+        if demangle::is_demangled(&klp.symbol) {
+            return Ok(Resolution::Refused(
+                "of a library that can come and go: give the name that its linker has, the mangled one"
+                    .to_owned(),
+            ));
+        }
         if let Some(object) = klp.object.as_deref().filter(|object| references::is_away(self.objects, object))
         {
             return Ok(match import.usage.tls {
