@@ -16,7 +16,7 @@ use ugraft_tests::isolate::{self, Test, kill};
 use ugraft_tests::killer::{self, Calls, End};
 use ugraft_tests::pattern::Captures;
 use ugraft_tests::proc::Pid;
-use ugraft_tests::{compile, deadline, proc, program, repository, tests_dir};
+use ugraft_tests::{compile, proc, program};
 
 const LIMIT: Duration = Duration::from_secs(4 * 3600);
 /// Where nothing is asked for.
@@ -95,16 +95,7 @@ struct World {
 
 impl World {
     fn build(directory: &Path) -> Result<World> {
-        let from = tests_dir().join("gone");
-        let (sdk, support) = (repository().join("sdk/include"), tests_dir().join("support"));
-        let variables =
-            [("FROM", from.as_os_str()), ("SDK", sdk.as_os_str()), ("SUPPORT", support.as_os_str())];
-        let build = "cc -O2 -g -rdynamic -pthread -I$SUPPORT $FROM/target.c -o target && \
-                     cc -c -O2 -fPIC -I$SDK $FROM/fix.c";
-        let built = children::run(children::shell(build, directory, variables))?;
-        if built.code != 0 {
-            bail!("cannot build: {}", built.stderr.join("\n"));
-        }
+        compile::build_in(directory, "gone", &[("fix.c", "-fPIC")])?;
         Ok(World { directory: directory.to_path_buf(), program: program::find()? })
     }
 
@@ -158,7 +149,7 @@ impl World {
             _ => false,
         };
         ensure!(expected, "it ended with {code}: {said}");
-        free(target)?;
+        target.check_let_go()?;
         let patched = !proc::ugraft_maps(target.pid())?.is_empty();
         ensure!(
             !patched || case.command == LOAD && code == DONE,
@@ -169,7 +160,7 @@ impl World {
         target.expect(version, &mut Captures::new())?;
         let status = self.run(&["status"], target)?;
         ensure!(status.code == if patched { DONE } else { NOT_PATCHED }, "status: {}", self::said(&status));
-        free(target)
+        target.check_let_go()
     }
 
     fn ugraft(&self, args: &[&str], target: &Background) -> Command {
@@ -210,18 +201,6 @@ fn until(within: Duration, mut is_so: impl FnMut() -> bool) {
     let end = Instant::now() + within;
     while !is_so() && Instant::now() < end {
         std::thread::sleep(Duration::from_micros(200));
-    }
-}
-
-/// Nothing is stopped or traced. The kernel frees what a tracer held that has ended, which takes it a moment.
-fn free(target: &mut Background) -> Result<()> {
-    let end = Instant::now() + deadline();
-    loop {
-        let result = target.check_alive();
-        if result.is_ok() || Instant::now() > end || !target.is_running() {
-            return result;
-        }
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

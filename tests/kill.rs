@@ -10,14 +10,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use ugraft_tests::children::{self, Background, Finished};
 use ugraft_tests::isolate::{self, Test};
 use ugraft_tests::killer::{self, Calls, End};
 use ugraft_tests::pattern::Captures;
-use ugraft_tests::{compile, deadline, proc, program, repository, tests_dir};
+use ugraft_tests::{compile, proc, program};
 
 const LIMIT: Duration = Duration::from_secs(4 * 3600);
 /// Where nothing is asked for: slices that the everyday tests can afford. A callback is polled for, by many calls alike.
@@ -163,20 +163,8 @@ struct World {
 
 impl World {
     fn start(directory: &Path) -> Result<World> {
-        let from = tests_dir().join("kill");
-        for name in ["target.c", "fix.c", "cumulative.c", "called.c", "inited.c"] {
-            std::fs::copy(from.join(name), directory.join(name))
-                .with_context(|| format!("cannot copy {name}"))?;
-        }
-        let (sdk, support) = (repository().join("sdk/include"), tests_dir().join("support"));
-        let variables = [("SDK", sdk.as_os_str()), ("SUPPORT", support.as_os_str())];
-        let build = "cc -O2 -g -rdynamic -pthread -I$SUPPORT target.c -o target && \
-                     cc -c -O2 -I$SDK fix.c && cc -c -O2 -I$SDK cumulative.c && cc -c -O2 -fPIC -I$SDK called.c && \
-                     cc -c -O2 -fPIC -I$SDK inited.c";
-        let built = children::run(children::shell(build, directory, variables))?;
-        if built.code != 0 {
-            bail!("cannot build: {}", built.stderr.join("\n"));
-        }
+        let patches = [("fix.c", ""), ("cumulative.c", ""), ("called.c", "-fPIC"), ("inited.c", "-fPIC")];
+        compile::build_in(directory, "kill", &patches)?;
         let mut target = Background::start(children::shell("exec ./target", directory, []))?;
         target.expect("ready", &mut Captures::new())?;
         Ok(World { directory: directory.to_path_buf(), program: program::find()?, target })
@@ -188,7 +176,7 @@ impl World {
         let mut command = self.ugraft(case.command);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let end = killer::run(command, case.calls, n)?;
-        self.check_free()?;
+        self.target.check_let_go()?;
         let seen = self.works()?;
         if let End::Exited { code, calls } = end {
             if code != 0 || seen != case.after.version() {
@@ -259,7 +247,7 @@ impl World {
                 said(&status)
             );
         }
-        self.check_free()?;
+        self.target.check_let_go()?;
         let left = proc::ugraft_maps(self.target.pid())?;
         if state == State::Bare && !left.is_empty() {
             bail!("mappings are left:\n{}\n{story}", left.join("\n"));
@@ -274,18 +262,6 @@ impl World {
         self.target.expect("works, version [=version]", &mut captures)?;
         self.target.never("complaint: [..]")?;
         captures["version"].parse().context("no version")
-    }
-
-    /// Nothing is stopped or traced. The kernel frees what a dead tracer held, which takes it a moment.
-    fn check_free(&mut self) -> Result<()> {
-        let end = Instant::now() + deadline();
-        loop {
-            let result = self.target.check_alive();
-            if result.is_ok() || Instant::now() > end || !self.target.is_running() {
-                return result;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
     }
 
     fn ugraft(&self, args: &[&str]) -> Command {

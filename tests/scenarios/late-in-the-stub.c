@@ -49,50 +49,7 @@ int main(void)
 	return 0;
 }
 
-// Leaves a thread at an instruction of the stub that a function leads to, and its process stopped by job control.
-//@ file leave_at.c
-#include <fcntl.h>
-#include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ptrace.h>
-#include <sys/syscall.h>
-#include <sys/user.h>
-#include <sys/wait.h>
-#include <unistd.h>
-int main(int argc, char **argv)
-{
-	int pid = atoi(argv[1]), tid = atoi(argv[2]), status;
-	uint64_t function = strtoull(argv[3], NULL, 16);
-	struct user_regs_struct regs;
-	unsigned char code[9];
-	int32_t distance;
-	char path[64];
-	snprintf(path, sizeof path, "/proc/%d/mem", pid);
-	if (argc != 5 || pread(open(path, O_RDONLY), code, sizeof code, (off_t)function) != sizeof code)
-		return 1;
-	int entry = !memcmp(code, "\xf3\x0f\x1e\xfa", 4) ? 4 : 0;
-	if (code[entry] != 0xe9)
-		return 2;
-	memcpy(&distance, code + entry + 1, sizeof distance);
-	uint64_t wanted = function + entry + 5 + (int64_t)distance + strtoull(argv[4], NULL, 10);
-	if (ptrace(PTRACE_SEIZE, tid, 0, 0) || ptrace(PTRACE_INTERRUPT, tid, 0, 0) || waitpid(tid, &status, __WALL) != tid)
-		return 3;
-	for (;;) {
-		if (ptrace(PTRACE_GETREGS, tid, 0, &regs))
-			return 4;
-		if (regs.rip == wanted)
-			break;
-		if (ptrace(PTRACE_SINGLESTEP, tid, 0, 0) || waitpid(tid, &status, __WALL) != tid)
-			return 5;
-	}
-	/* For this thread: it is stopped before it executes anything more. */
-	if (syscall(SYS_tgkill, pid, tid, SIGSTOP) || ptrace(PTRACE_DETACH, tid, 0, 0))
-		return 6;
-	return 0;
-}
+//@ build cc -O2 -Wall -Werror $SUPPORT/leave_at.c -o leave_at
 
 //@ file fix.c
 #include <ugraft/livepatch.h>

@@ -48,27 +48,14 @@ static struct klp_patch patch = { .objs = objs };
 KLP_PATCH(patch);
 //@ build cc -c -O2 -fPIC -I"$SDK" fix.c -o fix.o
 
-// The first argument is the command, the second how many writes are made between two deaths; whatever is left is done by the command itself,
-// and undone for the next round by the others.
-//@ file killed.sh
-command=$1 step=$2
-shift 2
-n=1
-while ! strace -f -qq -o /dev/null -e trace=pwrite64 -e inject=pwrite64:signal=SIGKILL:when=$n ugraft $command --pid $PID --quiet >said 2>&1; do
-	n=$((n + step))
-	ugraft $command --pid $PID --quiet >said 2>&1
-	for back; do ugraft $back --pid $PID --quiet >said 2>&1 || cat said; done
-done
-test $n -gt 5 || echo "only $n writes"
-
 //@ start host
 //@ expect ready
 //@ say word
 //@ expect word [=word]
-//@ $ sh killed.sh 'load fix.o' 3 'disable fix' 'unload fix'
+//@ $ sh $SUPPORT/killed-at-writes.sh 'load fix.o' 3 'disable fix' 'unload fix'
 //@ say call
 //@ expect 101
-//@ $ sh killed.sh 'disable fix' 3 'enable fix'
+//@ $ sh $SUPPORT/killed-at-writes.sh 'disable fix' 3 'enable fix'
 //@ say word
 //@ expect word $word
 //@ $ ugraft enable fix --pid $PID --quiet
@@ -78,7 +65,7 @@ test $n -gt 5 || echo "only $n writes"
 //@ say call
 //@ expect 101
 //@ $ ugraft disable fix --pid $PID --quiet
-//@ $ sh killed.sh 'unload fix' 1 'load fix.o' 'disable fix'
+//@ $ sh $SUPPORT/killed-at-writes.sh 'unload fix' 1 'load fix.o' 'disable fix'
 //@ clean
 //@ say word
 //@ expect word $word

@@ -60,47 +60,7 @@ int main(void)
 	_exit(0);
 }
 //@ build cc -O2 -g -pthread -I$SUPPORT target.c functions.S -o target
-
-// Leaves a thread between the two jumps by which a function is entered, and its process stopped by job control.
-//@ file leave_between.c
-#include <fcntl.h>
-#include <signal.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/ptrace.h>
-#include <sys/syscall.h>
-#include <sys/user.h>
-#include <sys/wait.h>
-#include <unistd.h>
-int main(int argc, char **argv)
-{
-	int pid = atoi(argv[1]), tid = atoi(argv[2]), status;
-	uint64_t function = strtoull(argv[3], NULL, 16);
-	struct user_regs_struct regs;
-	unsigned char code[2];
-	char path[64];
-	snprintf(path, sizeof path, "/proc/%d/mem", pid);
-	if (argc != 4 || pread(open(path, O_RDONLY), code, sizeof code, (off_t)function) != sizeof code)
-		return 1;
-	if (code[0] != 0xeb)
-		return 2;
-	uint64_t wanted = function + 2 + (int64_t)(int8_t)code[1];
-	if (ptrace(PTRACE_SEIZE, tid, 0, 0) || ptrace(PTRACE_INTERRUPT, tid, 0, 0) || waitpid(tid, &status, __WALL) != tid)
-		return 3;
-	for (;;) {
-		if (ptrace(PTRACE_GETREGS, tid, 0, &regs))
-			return 4;
-		if (regs.rip == wanted)
-			break;
-		if (ptrace(PTRACE_SINGLESTEP, tid, 0, 0) || waitpid(tid, &status, __WALL) != tid)
-			return 5;
-	}
-	/* For this thread: it is stopped before it executes anything more. */
-	if (syscall(SYS_tgkill, pid, tid, SIGSTOP) || ptrace(PTRACE_DETACH, tid, 0, 0))
-		return 6;
-	return 0;
-}
+//@ build cc -O2 -Wall -Werror $SUPPORT/leave_at.c -o leave_at
 
 //@ file fix.c
 #include <ugraft/livepatch.h>
@@ -123,18 +83,6 @@ static struct klp_object objs[] = { { .funcs = funcs }, {} };
 static struct klp_patch patch = { .objs = objs };
 KLP_PATCH(patch);
 
-// The first argument is the command; what is left of it is done by the command itself, and undone for the next round by the others.
-//@ file killed.sh
-command=$1
-shift
-n=1
-while test $n -lt 300 && ! strace -f -qq -o /dev/null -e trace=pwrite64 -e inject=pwrite64:signal=SIGKILL:when=$n ugraft $command --pid $PID --quiet >said 2>&1; do
-	n=$((n + 1))
-	ugraft $command --pid $PID --quiet >said 2>&1
-	for back; do ugraft $back --pid $PID --quiet >said 2>&1 || cat said; done
-done
-test $n -gt 5 || echo "only $n writes"
-
 //@ start target
 //@ expect walker [=tid], price [=price]
 //@ $ ugraft check fix.o --pid $PID
@@ -145,13 +93,13 @@ test $n -gt 5 || echo "only $n writes"
 //@ say call
 //@ expect price 4
 //@ snapshot
-//@ $ sh killed.sh 'load fix.o' 'disable fix' 'unload fix'
+//@ $ sh $SUPPORT/killed-at-writes.sh 'load fix.o' 1 'disable fix' 'unload fix'
 //@ say call
 //@ expect price 5
-//@ $ sh killed.sh 'disable fix' 'enable fix'
+//@ $ sh $SUPPORT/killed-at-writes.sh 'disable fix' 1 'enable fix'
 //@ say call
 //@ expect price 4
-//@ $ sh killed.sh 'unload fix' 'load fix.o' 'disable fix'
+//@ $ sh $SUPPORT/killed-at-writes.sh 'unload fix' 1 'load fix.o' 'disable fix'
 //@ clean
 //@ unchanged
 
@@ -162,7 +110,7 @@ test $n -gt 5 || echo "only $n writes"
 //! ugraft: patch 'fix' is still in transition: thread [..] (target): outer (frame 3): in the function, for [..]; `ugraft wait fix` carries it on, `ugraft reverse` turns it round
 //= 5
 //@ say walk
-//@ $ ./leave_between $PID $tid $price
+//@ $ ./leave_at $PID $tid $price 0
 //@ until grep -q '^State:.T (stopped)' /proc/$PID/task/$tid/status
 //@ stopped
 //@ $ ugraft force --pid $PID --quiet

@@ -238,6 +238,18 @@ impl Background {
         Ok(())
     }
 
+    /// The process runs, or does so soon: the kernel frees what a tracer held that has just ended, which takes it a moment.
+    pub fn check_let_go(&mut self) -> Result<()> {
+        let end = Instant::now() + deadline();
+        loop {
+            let result = self.check_alive();
+            if result.is_ok() || Instant::now() > end || !self.is_running() {
+                return result;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Every thread is stopped by job control and none is traced. A stop takes a moment to reach every thread, so
     /// this waits for it.
     pub fn check_stopped(&mut self) -> Result<()> {

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::children::{self, Finished};
 use crate::scenario::{Scenario, Section};
+use crate::{repository, tests_dir};
 
 /// Which kind of default build a section has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,6 +110,23 @@ pub fn build(
         if finished.code != 0 {
             bail!("{command}: exit code {}\n{}", finished.code, finished.stderr.join("\n"));
         }
+    }
+    Ok(())
+}
+
+/// Builds in `directory` what lies in the folder `from` of the tests: `target.c`, a program with threads, and patches, each
+/// with flags of its own.
+pub fn build_in(directory: &Path, from: &str, patches: &[(&str, &str)]) -> Result<()> {
+    let (from, sdk) = (tests_dir().join(from), repository().join("sdk/include"));
+    let support = tests_dir().join("support");
+    let variables = [("FROM", from.as_os_str()), ("SDK", sdk.as_os_str()), ("SUPPORT", support.as_os_str())];
+    let mut build = "cc -O2 -g -rdynamic -pthread -I$SUPPORT $FROM/target.c -o target".to_owned();
+    for (patch, flags) in patches {
+        build += &format!(" && cc -c -O2 {flags} -I$SDK $FROM/{patch}");
+    }
+    let built = children::run(children::shell(&build, directory, variables))?;
+    if built.code != 0 {
+        bail!("cannot build: {}", built.stderr.join("\n"));
     }
     Ok(())
 }
