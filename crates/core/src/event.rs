@@ -105,14 +105,15 @@ pub enum Event {
         object: String,
     },
     /// A library has come, and what is to be done for it was done in the target, its callbacks and messages included. Only a transition that
-    /// has not started was not known there: its patch is applied by this step as by [`Event::ObjectComing`].
+    /// has not started was not known there: for its patch the library is one that was there before.
     ObjectCame {
         /// Its name.
         object: String,
         /// The patches that were applied to it.
         applied: Vec<PatchId>,
-        /// Whether the patch in transition, if it is among these, owes it the callback that ends the transition.
-        waits: bool,
+        /// The one of them that was applied as the patch in transition, if one was: it owes the library the callback that ends the
+        /// transition, which may be over by now.
+        waits: Option<PatchId>,
     },
     /// The same of a library that has gone.
     ObjectGone {

@@ -15,10 +15,16 @@ pub struct Faults {
     pub forget_nops_of_disabled: bool,
     /// A reversal leaves nobody pending, as if the threads that had switched were back already.
     pub forget_pending_on_reverse: bool,
+    /// What the target itself has done for a library that has gone is done once more.
+    pub do_again_what_was_done: bool,
 }
 
 impl Faults {
-    pub(crate) const NONE: Self = Self { forget_nops_of_disabled: false, forget_pending_on_reverse: false };
+    pub(crate) const NONE: Self = Self {
+        forget_nops_of_disabled: false,
+        forget_pending_on_reverse: false,
+        do_again_what_was_done: false,
+    };
 }
 
 /// [`crate::step`], with bugs.

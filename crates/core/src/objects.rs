@@ -3,11 +3,11 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::event::{Misfit, MisfitStage, ObjectPhase};
+use crate::event::{CallbackKind, Misfit, MisfitStage, ObjectPhase};
 use crate::log;
 use crate::patch::FuncId;
 use crate::refusal::{AlreadySo, Errno, Refusal};
-use crate::state::{Direction, Patch, PatchId, Phase};
+use crate::state::{Direction, Life, Patch, PatchId, Phase, Transition};
 use crate::step::Machine;
 use crate::work::{Site, Task};
 
@@ -22,9 +22,13 @@ impl Patch {
 impl Machine {
     /// The places of a library in the patches that are in effect or in transition, oldest first.
     fn sites(&self, object: &str) -> Vec<Site> {
+        self.places(object, Patch::is_active)
+    }
+
+    fn places(&self, object: &str, of: impl Fn(&Patch) -> bool) -> Vec<Site> {
         let place = |patch: &Patch| patch.objects.iter().position(|o| o.name() == Some(object));
-        let active = self.state.patches.iter().filter(|patch| patch.is_active());
-        active.filter_map(|patch| Some(Site { patch: patch.id, object: place(patch)? })).collect()
+        let patches = self.state.patches.iter().filter(|patch| of(patch));
+        patches.filter_map(|patch| Some(Site { patch: patch.id, object: place(patch)? })).collect()
     }
 
     fn in_transition(&self, id: PatchId) -> bool {
@@ -75,45 +79,66 @@ impl Machine {
         Ok(())
     }
 
-    /// Takes over that a library has come, and what was done for it.
-    pub(crate) fn object_came(&mut self, object: String, applied: &[PatchId], waits: bool) {
-        let sites = self.sites(&object);
+    /// Takes over that a library has come, and what was done for it. One of the patches may have been applied to it as the one in transition,
+    /// and owe it the callback that ends that: it `waits`.
+    pub(crate) fn object_came(&mut self, object: String, applied: &[PatchId], waits: Option<PatchId>) {
+        let sites = self.places(&object, |patch| patch.is_active() || waits == Some(patch.id));
         self.state.objects.insert(object);
         for site in sites {
-            let phase = self.phase_of(site.patch);
+            let waits = waits == Some(site.patch);
+            let of_patch = |t: &&Transition| t.patch == site.patch;
+            let stage = self.state.transition.as_ref().filter(of_patch).map(|t| (t.phase, t.origin));
             if applied.contains(&site.patch) {
-                let object = &mut self.patch_mut(site.patch).objects[site.object];
-                (object.patched, object.post_unpatch_due) = (true, true);
-                if phase == Some(Phase::Completing) && waits {
-                    self.complete_for(site);
+                let object = self.object_mut(site);
+                (object.patched, object.post_unpatch_due, object.between) = (true, true, waits);
+                match stage {
+                    Some((Phase::Completing, _)) | None if waits => self.complete_for(site),
+                    // It came to an enabled patch, which begins to be disabled only now.
+                    Some((Phase::Initializing, Direction::Unpatching)) => {
+                        self.state.work.push_back(Task::PreUnpatch { site, phase: ObjectPhase::Live });
+                    }
+                    _ => {}
                 }
-            } else if phase == Some(Phase::Initializing) {
-                let phase = ObjectPhase::Coming;
-                self.state.work.push_back(Task::Apply { site, misfit: None });
+            } else if stage == Some((Phase::Initializing, Direction::Patching)) {
+                // It is let in and may be in use, as if it had been there before: who refuses it now refuses the enabling.
+                let phase = ObjectPhase::Live;
                 self.state.work.push_back(Task::PrePatch { site, phase });
                 self.state.work.push_back(Task::PatchObject { site, misfit: None });
             }
         }
     }
 
-    /// Takes over that a library has gone, and what was done for it.
+    /// Takes over that a library has gone, and what was done for it. What is due for it and was done there, or makes no sense any more, is
+    /// not done again, so a callback of its that runs must have returned before.
     pub(crate) fn object_gone(&mut self, object: &str, left: &[PatchId]) {
         self.state.objects.remove(object);
         for site in self.sites(object) {
             let is_left = left.contains(&site.patch);
-            self.state.work.retain(|task| {
-                let is_of_site = task.site() == Some(site) && !task.is_own();
-                !is_of_site || (!is_left && matches!(task, Task::PostUnpatch { .. }))
-            });
+            self.drop_work(site, is_left);
             let phase = self.phase_of(site.patch).filter(|_| !is_left);
-            let place = &mut self.patch_mut(site.patch).objects[site.object];
+            let place = self.object_mut(site);
             match phase {
                 // What its callback has prepared nobody else knows of.
                 Some(Phase::Initializing) if place.post_unpatch_due => self.leave(site, ObjectPhase::Going),
-                Some(Phase::Completing) => place.patched = false,
-                _ => (place.patched, place.post_unpatch_due) = (false, false),
+                Some(Phase::Completing) => (place.patched, place.between) = (false, false),
+                _ => (place.patched, place.post_unpatch_due, place.between) = (false, false, false),
             }
         }
+    }
+
+    /// Forgets what was to be done for a library that is gone; but for `post_unpatch`, where nobody has run that.
+    fn drop_work(&mut self, site: Site, is_left: bool) {
+        if self.faults.do_again_what_was_done {
+            return;
+        }
+        self.state.work.retain(|task| {
+            let is_of_site = task.site() == Some(site) && !task.is_own();
+            !is_of_site || (!is_left && matches!(task, Task::PostUnpatch { .. }))
+        });
+        self.state.awaiting.take_if(|awaiting| {
+            let is_of_site = awaiting.site == site && !awaiting.is_own();
+            is_of_site && (is_left || awaiting.call.callback != CallbackKind::PostUnpatch)
+        });
     }
 
     /// How far the transition is that the patch is in.
@@ -121,16 +146,16 @@ impl Machine {
         self.state.transition.as_ref().filter(|transition| transition.patch == id).map(|t| t.phase)
     }
 
-    /// Has a library that came before a transition was over, and was not known of then, be treated as the others are at its end.
+    /// Has a library that came before a transition was over, and was not known of then, be treated as the others are, or were, at its end.
     fn complete_for(&mut self, site: Site) {
-        let Some(direction) = self.state.transition.as_ref().map(|t| t.direction()) else { return };
         let phase = ObjectPhase::Live;
-        let task = match direction {
-            Direction::Patching => Task::PostPatch { site, phase },
-            Direction::Unpatching => {
-                self.patch_mut(site.patch).objects[site.object].patched = false;
+        let task = match self.patch(site.patch).life {
+            Life::Enabling | Life::Enabled => Task::PostPatch { site, phase },
+            Life::Disabling | Life::Disabled => {
+                self.object_mut(site).patched = false;
                 Task::PostUnpatch { site, phase }
             }
+            Life::Replaced => return,
         };
         let end = self.state.work.iter().position(|task| *task == Task::Finish);
         let end = end.unwrap_or(self.state.work.len());
@@ -140,9 +165,7 @@ impl Machine {
     /// Unpatches a library for a patch. The patch in transition is between its own `pre_` and `post_` callbacks, so its
     /// `pre_unpatch` does not run.
     fn leave(&mut self, site: Site, phase: ObjectPhase) {
-        if !self.in_transition(site.patch) {
-            self.state.work.push_back(Task::PreUnpatch { site, phase });
-        }
+        self.state.work.push_back(Task::PreUnpatch { site, phase });
         self.state.work.push_back(Task::Revert { site });
         self.state.work.push_back(Task::PostUnpatch { site, phase });
     }

@@ -60,6 +60,7 @@ impl Machine {
             for object in &mut patch.objects {
                 object.patched = false;
                 object.post_unpatch_due = false;
+                object.between = false;
             }
         }
         let patch = self.patch_mut(id);

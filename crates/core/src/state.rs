@@ -164,6 +164,8 @@ pub struct PatchObject {
     pub(crate) patched: bool,
     /// `pre_patch` succeeded (or there is none) and `post_unpatch` has not run.
     pub(crate) post_unpatch_due: bool,
+    /// Its last callback was a `pre_` one (or its turn was, where there is none), so a `post_` one is due and `pre_unpatch` is not.
+    pub(crate) between: bool,
 }
 
 impl PatchObject {
@@ -175,6 +177,11 @@ impl PatchObject {
     /// Whether its funcs are on the func stacks.
     pub fn is_patched(&self) -> bool {
         self.patched
+    }
+
+    /// Whether it is between a `pre_` callback and the `post_` one that answers it: its `pre_unpatch` is not due then.
+    pub fn is_between(&self) -> bool {
+        self.between
     }
 }
 

@@ -8,7 +8,7 @@ use crate::funcs::Entry;
 use crate::log;
 use crate::patch::FuncId;
 use crate::refusal::{Errno, Refusal};
-use crate::state::{PatchId, Phase};
+use crate::state::{PatchId, PatchObject, Phase};
 use crate::step::Machine;
 
 /// An object of a patch, by its place in [`crate::Patch::objects`]; places before the nops' objects never change.
@@ -174,14 +174,21 @@ impl Machine {
                 Some(misfit) => self.apply_failed(site, misfit.errno),
             },
             Task::PostPatch { site, phase } => {
-                self.call(site, CallbackKind::PostPatch, phase);
+                // What was never patched, a library that an enabled patch left alone, has no callbacks.
+                if self.object_mut(site).patched && !self.call(site, CallbackKind::PostPatch, phase) {
+                    self.object_mut(site).between = false;
+                }
             }
             Task::PreUnpatch { site, phase } => {
-                self.call(site, CallbackKind::PreUnpatch, phase);
+                let object = self.object_mut(site);
+                if object.patched && !core::mem::replace(&mut object.between, true) {
+                    self.call(site, CallbackKind::PreUnpatch, phase);
+                }
             }
             Task::Revert { site } => self.revert(site),
             Task::PostUnpatch { site, phase } => {
-                let object = &mut self.patch_mut(site.patch).objects[site.object];
+                let object = self.object_mut(site);
+                object.between = false;
                 if core::mem::take(&mut object.post_unpatch_due) {
                     self.call(site, CallbackKind::PostUnpatch, phase);
                 }
@@ -220,6 +227,10 @@ impl Machine {
         }
     }
 
+    pub(crate) fn object_mut(&mut self, site: Site) -> &mut PatchObject {
+        &mut self.patch_mut(site.patch).objects[site.object]
+    }
+
     /// Has a callback run, if the object has it. Whether it has.
     fn call(&mut self, site: Site, callback: CallbackKind, phase: ObjectPhase) -> bool {
         let patch = self.patch(site.patch);
@@ -251,6 +262,7 @@ impl Machine {
         let Awaiting { site, call } = self.state.awaiting.take().ok_or(Refusal::NoCallback)?;
         match call.callback {
             CallbackKind::PrePatch => self.pre_patch_returned(site, call.phase, value),
+            CallbackKind::PostPatch => self.object_mut(site).between = false,
             CallbackKind::Init if value != 0 => {
                 // What was to come after it does not.
                 self.state.work.clear();
@@ -264,8 +276,8 @@ impl Machine {
     }
 
     fn pre_patch_returned(&mut self, site: Site, phase: ObjectPhase, value: i32) {
-        let object = &mut self.patch_mut(site.patch).objects[site.object];
-        object.post_unpatch_due = value == 0;
+        let object = self.object_mut(site);
+        (object.post_unpatch_due, object.between) = (value == 0, value == 0);
         if value == 0 {
             return;
         }
@@ -318,7 +330,7 @@ impl Machine {
     fn set_patched(&mut self, site: Site, patched: bool) {
         let funcs = self.patch(site.patch).funcs_of(site.object);
         self.rerouting(&funcs, |machine| {
-            machine.patch_mut(site.patch).objects[site.object].patched = patched
+            machine.object_mut(site).patched = patched;
         });
     }
 

@@ -17,6 +17,8 @@ mod replace;
 mod reverse;
 #[path = "kernel_semantics/status.rs"]
 mod status;
+#[path = "kernel_semantics/taken_over.rs"]
+mod taken_over;
 
 use support::{Target, func, patch, replacing, threads, with_callbacks};
 use ugraft_core::{

@@ -3,7 +3,7 @@
 //!
 //! The whole space is too large for one exploration, so there are several, each with one thing at its full size. Together
 //! they cover four threads, a call depth of three, two functions, two ordinary patches and a replacing one, reverse, force,
-//! a library coming and going, and death of the tool followed by its next run.
+//! a library coming and going, by the tool and by the hook in the loader, and death of the tool followed by its next run.
 //!
 //! | exploration | what is at its full size | worlds |
 //! |---|---|---|
@@ -14,12 +14,15 @@
 //! | `force` | two forces, four requests, a reversal, a death | 902,948 |
 //! | `library_comes_and_goes` | three comings and goings, two requests, a reversal, a death; three threads | 236,704 |
 //! | `callbacks` | all callbacks, refusing or not, with comings, goings, a death, a reversal | 18,448 |
+//! | `the_hook_acts_by_itself` | all callbacks, refusing or not, with the library coming and going by the hook at any time, three times; two requests, a reversal, a death | 411,361 |
 //!
 //! The bugs that are seeded at the end show that the properties are not true for want of looking.
 #![allow(missing_docs)]
 
 #[path = "model/book.rs"]
 mod book;
+#[path = "model/hook.rs"]
+mod hook;
 #[path = "model/world.rs"]
 mod world;
 
@@ -67,7 +70,14 @@ fn three(library: Option<&str>) -> Vec<PatchDesc> {
 
 fn target(patches: Vec<PatchDesc>, library: Option<&'static str>) -> Target {
     Target {
-        book: Book::new(Setup { patches, library, faults: Faults::default(), save_first: false }),
+        book: Book::new(Setup {
+            patches,
+            library,
+            hooked: false,
+            faults: Faults::default(),
+            save_first: false,
+            secretive: false,
+        }),
         before: Vec::new(),
         requests: Vec::new(),
         budget: Budget::default(),
@@ -249,6 +259,38 @@ fn callbacks() {
     );
 }
 
+/// The library comes and goes by the hook in the loader, and the tool hears of it afterwards. `cumulative` says whether the replacing
+/// patch changes it, too, or has a nop there.
+fn by_the_hook(cumulative: bool) -> Target {
+    let mut patches = three(Some(LIBRARY));
+    if cumulative {
+        patches[usize::from(R)] = patch("r", Some(LIBRARY), &[0, 1], true);
+    }
+    for object in patches.iter_mut().flat_map(|patch| &mut patch.objects) {
+        object.callbacks = Callbacks::ALL;
+    }
+    let mut model = Target {
+        before: vec![load(A), load_disabled(B)],
+        requests: vec![load(R), enable(B), disable(A)],
+        budget: Budget { requests: 1, reversals: 1, deaths: 1, moves: 3, ..Budget::default() },
+        ..target(patches, Some(LIBRARY))
+    };
+    model.book.setup.hooked = true;
+    model
+}
+
+/// The hook acts at any time, in the middle of transitions and of callbacks, too.
+#[test]
+fn the_hook_acts_by_itself() {
+    let sometimes = vec![REPLACED, REVERSED, TAKEN_OVER];
+    for (cumulative, depth) in [(false, 2), (true, 1)] {
+        let mut model = Target { depth, sometimes: sometimes.clone(), ..by_the_hook(cumulative) };
+        model.requests.push(disable(R));
+        model.budget.requests = 2;
+        explore("the hook acts by itself", model);
+    }
+}
+
 /// Explores until a property is found not to hold, and demands that it is the one expected.
 #[track_caller]
 fn find(bug: &str, property: &'static str, model: Target) {
@@ -262,6 +304,7 @@ fn find(bug: &str, property: &'static str, model: Target) {
     }
 }
 
+const PAIRS: &str = "callbacks pair up";
 const P3: &str = "P3: no thread mixes versions";
 const LEFT: &str = "no nop and nothing replaced is left";
 const FREED: &str = "freed memory is not used";
@@ -317,4 +360,19 @@ fn seeded_bug_save_before_the_pending_table_is_changed() {
     };
     model.book.setup.save_first = true;
     find("save before the pending table is changed", P3, model);
+}
+
+#[test]
+fn seeded_bug_do_again_what_the_hook_has_done() {
+    let mut model = by_the_hook(false);
+    model.book.setup.faults.do_again_what_was_done = true;
+    find("do again what the hook has done", PAIRS, model);
+}
+
+/// Not one of the machine's: a hook that does not know which callbacks the tool has run runs them again.
+#[test]
+fn seeded_bug_keep_from_the_hook_what_was_called() {
+    let mut model = by_the_hook(false);
+    model.book.setup.secretive = true;
+    find("keep from the hook what was called", PAIRS, model);
 }

@@ -1,7 +1,6 @@
 //! Objects that come and go, facts 11 to 14.
 
 use super::*;
-use ugraft_core::{Due, Patch, step};
 
 #[test]
 fn fact_11_coming_and_going_go_through_the_patches_oldest_first() {
@@ -186,84 +185,21 @@ fn fact_14_the_object_that_a_transition_is_stuck_on_can_go() {
     assert_eq!(t.take_callbacks(), ["p: post_patch_callback: vmlinux"]);
 }
 
-/// Taking over that a library came or went leads to the state that doing it leads to, and says nothing, in every kind of transition.
+/// A library that is there when its patch begins to be disabled has its `pre_unpatch` then, and not again when it goes.
 #[test]
-fn what_was_done_in_the_target_is_taken_over() {
-    for (direction, reversed) in
-        [(None, false), (Some(Direction::Patching), false), (Some(Direction::Unpatching), true)]
-    {
-        let mut t = Target::new(&[]);
-        t.load(with_callbacks(patch("old", &[(Some(LIB), &["a"])])));
-        let desc = with_callbacks(patch("p", &[(None, &["f"]), (Some(LIB), &["a", "b"])]));
-        if direction != Some(Direction::Patching) {
-            t.load(desc.clone());
-        }
-        t.stuck = threads([1, 2]);
-        match direction {
-            Some(Direction::Patching) => drop(t.load(desc)),
-            Some(Direction::Unpatching) => drop(t.disable("p")),
-            None => {}
-        }
-        if reversed {
-            t.threads = threads([1, 2, 3]);
-            t.stuck = threads([3]);
-            t.reverse();
-        }
-        let before = t.state.clone();
-        let applied: Vec<_> = before.patches().iter().map(Patch::id).collect();
-        t.coming(LIB);
-        let came = Event::ObjectCame { object: LIB.into(), applied: applied.clone(), waits: true };
-        assert_eq!(step(&before, came).unwrap(), (t.state.clone(), Vec::new()));
-        let there = t.state.clone();
-        t.going(LIB);
-        let gone = Event::ObjectGone { object: LIB.into(), left: applied };
-        assert_eq!(step(&there, gone).unwrap(), (t.state, Vec::new()));
-    }
-}
-
-/// One that came before the last thread switched, and was not known of then, gets its `post_` callback with the others.
-#[test]
-fn what_came_before_the_end_is_treated_as_the_others() {
-    let mut t = Target::new(&[]);
-    t.stuck = threads([1]);
+fn fact_13_one_that_goes_while_its_patch_is_disabled_is_told_once() {
+    let mut t = Target::new(&[LIB]);
     t.load(with_callbacks(patch("p", &[(None, &["f"]), (Some(LIB), &["a"])])));
-    let id = t.state.patches()[0].id();
-    let (state, _) = step(&t.state, Event::ThreadSwitched(ThreadId(1))).unwrap();
-    assert!(matches!(state.due(), Due::Callback(_)), "the post_patch of the main executable");
-    let came = Event::ObjectCame { object: LIB.into(), applied: vec![id], waits: true };
-    let (state, effects) = step(&state, came).unwrap();
-    assert_eq!(effects, []);
-    let (state, effects) = step(&state, Event::CallbackReturned { value: 0 }).unwrap();
-    let post_patch = |effect: &Effect| matches!(effect, Effect::RunCallback(call) if call.callback == CallbackKind::PostPatch && call.object.as_deref() == Some(LIB));
-    assert!(effects.iter().any(post_patch));
-    let (state, _) = step(&state, Event::CallbackReturned { value: 0 }).unwrap();
-    assert_eq!(state.patches()[0].life(), Life::Enabled);
-    assert_eq!(state.due(), Due::Nothing);
-}
-
-/// Before the start the target does not know of the transition: its patch is applied as to one that comes now, and lets go of one that
-/// went.
-#[test]
-fn what_came_before_the_start_is_patched_now() {
-    let mut t = Target::new(&[]);
-    t.load(patch("old", &[(Some(LIB), &["a"])]));
-    t.autostart = false;
-    t.load(with_callbacks(patch("p", &[(Some(LIB), &["a"])])));
-    let old = t.state.patches()[0].id();
+    t.stuck = threads([1]);
     t.take_log();
-    t.ok(Event::ObjectCame { object: LIB.into(), applied: vec![old], waits: false });
-    let coming = "[MODULE_STATE_COMING] Full formed, running module_init";
-    let lines = [
-        format!("livepatch: applying patch 'p' to loading module '{LIB}'"),
-        format!("p: pre_patch_callback: {LIB} -> {coming}"),
-    ];
-    assert_eq!(t.take_log(), lines);
-    assert_eq!(t.state.changes().len(), 1);
-    t.ok(Event::ObjectGone { object: LIB.into(), left: vec![old] });
-    let lines = [
-        format!("livepatch: reverting patch 'p' on unloading module '{LIB}'"),
-        format!("p: post_unpatch_callback: {LIB} -> [MODULE_STATE_GOING] Going away"),
-    ];
-    assert_eq!(t.take_log(), lines);
-    assert_eq!(t.state.changes(), []);
+    t.disable("p");
+    t.going(LIB);
+    assert_eq!(
+        t.take_callbacks(),
+        [
+            "p: pre_unpatch_callback: vmlinux".to_owned(),
+            format!("p: pre_unpatch_callback: {LIB} -> [MODULE_STATE_LIVE] Normal state"),
+            format!("p: post_unpatch_callback: {LIB} -> [MODULE_STATE_GOING] Going away"),
+        ]
+    );
 }

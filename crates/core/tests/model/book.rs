@@ -6,9 +6,11 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{PoisonError, RwLock};
 
+use super::hook::{Patches, Table, Use};
+
 use ugraft_core::{
-    CallbackKind, Due, Effect, Event, Faults, FuncDesc, FuncId, Implementation, Life, ObjectDesc,
-    ObjectPhase, PatchDesc, Phase, State, ThreadId, step_with_faults,
+    CallbackKind, Direction, Due, Effect, Event, Faults, FuncDesc, FuncId, Implementation, Life, ObjectDesc,
+    ObjectPhase, Patch, PatchDesc, PatchId, Phase, State, ThreadId, step_with_faults,
 };
 
 /// The number of a state.
@@ -26,19 +28,56 @@ pub const PATCHES: usize = 3;
 /// What happens or is asked for, in few bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ask {
-    Load { patch: u8, enable: bool, ignore_order: bool },
-    Enable { patch: u8, ignore_order: bool },
-    Disable { patch: u8, ignore_order: bool },
-    Unload { patch: u8 },
-    Started { threads: Mask },
+    Load {
+        patch: u8,
+        enable: bool,
+        ignore_order: bool,
+    },
+    Enable {
+        patch: u8,
+        ignore_order: bool,
+    },
+    Disable {
+        patch: u8,
+        ignore_order: bool,
+    },
+    Unload {
+        patch: u8,
+    },
+    Started {
+        threads: Mask,
+    },
     Switched(u8),
     Exited(u8),
-    Resumed { reversed: bool },
-    Reverse { threads: Mask },
+    Resumed {
+        reversed: bool,
+    },
+    Reverse {
+        threads: Mask,
+    },
     Force,
-    Returned { value: i8 },
+    Returned {
+        value: i8,
+    },
     Coming,
     Going,
+    /// What the hook has done is taken over.
+    Came {
+        applied: Patches,
+        waits: Option<Code>,
+    },
+    Gone {
+        left: Patches,
+    },
+}
+
+/// A callback that has not returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Calls {
+    pub patch: Code,
+    pub callback: CallbackKind,
+    /// Whether it is about the library.
+    pub library: bool,
 }
 
 /// What is done in the target, in few bytes.
@@ -68,6 +107,13 @@ pub enum Deed {
     Save,
 }
 
+impl Deed {
+    /// Whether it is about `g`, or the library as a whole.
+    fn is_of_library(&self) -> bool {
+        matches!(self, Self::Redirect { func: 1, .. } | Self::Settle { func: 1, .. } | Self::Admit(_))
+    }
+}
+
 /// A step that was taken.
 #[derive(Clone, Debug)]
 pub struct Done {
@@ -91,8 +137,18 @@ pub struct Facts {
     pub reversible: bool,
     pub phase: Option<Phase>,
     pub reversed: bool,
-    pub awaits_pre_patch: bool,
-    pub awaits: bool,
+    pub awaits: Option<Calls>,
+    /// Whether it knows of the library.
+    pub loaded: bool,
+    /// Whether the patch in transition names the library.
+    pub named_by_moving: bool,
+    /// The patches that are disabled.
+    pub disabled: Patches,
+    /// Where the entry of `g` is to lead.
+    pub led: Deed,
+    /// The tables for the hook: while the transition that runs decides what does, and when it does not any more.
+    pub running: Table,
+    pub settled: Table,
     pub steady: [Code; FUNCS],
     /// Where each of the model's patches is, if it is loaded.
     pub lives: [Option<Life>; PATCHES],
@@ -104,9 +160,13 @@ pub struct Setup {
     pub patches: Vec<PatchDesc>,
     /// The library that `g` is in, if it is in one.
     pub library: Option<&'static str>,
+    /// Whether that comes and goes by the hook in the loader, and the tool hears of it afterwards.
+    pub hooked: bool,
     pub faults: Faults,
     /// A seeded bug of the tool: it saves every state before it does anything.
     pub save_first: bool,
+    /// Another: it does not tell the hook which callbacks it has run.
+    pub secretive: bool,
 }
 
 impl Setup {
@@ -158,10 +218,18 @@ fn mask(threads: &BTreeSet<ThreadId>) -> Mask {
     threads.iter().fold(0, |mask, thread| mask | 1 << thread.0)
 }
 
+fn patches(set: Patches) -> Vec<PatchId> {
+    (0..8).filter(|number| set >> number & 1 == 1).map(PatchId).collect()
+}
+
+fn number(patch: PatchId) -> Code {
+    Code::try_from(patch.0).expect("a model loads few patches")
+}
+
 fn code(implementation: Implementation) -> Code {
     match implementation {
         Implementation::Original => 0,
-        Implementation::Patch(id) => Code::try_from(id.0).expect("a model loads few patches"),
+        Implementation::Patch(id) => number(id),
     }
 }
 
@@ -278,15 +346,27 @@ impl Book {
             Ask::Returned { value } => Event::CallbackReturned { value: value.into() },
             Ask::Coming => Event::ObjectComing { object: library(), misfits: Vec::new() },
             Ask::Going => Event::ObjectGoing { object: library() },
+            Ask::Came { applied, waits } => Event::ObjectCame {
+                object: library(),
+                applied: patches(applied),
+                waits: waits.map(|patch| PatchId(patch.into())),
+            },
+            Ask::Gone { left } => Event::ObjectGone { object: library(), left: patches(left) },
         }
     }
 
+    /// What is to be done at once. Where the library comes by the hook, its function is led anew only while all threads are stopped for the
+    /// begin or the end of a transition.
     fn deed_of(&self, effect: &Effect) -> Option<Deed> {
-        let number =
+        self.any_deed_of(effect).filter(|deed| !self.setup.hooked || !deed.is_of_library())
+    }
+
+    fn any_deed_of(&self, effect: &Effect) -> Option<Deed> {
+        let place =
             |func: &FuncId| (0..FUNCS as u8).find(|&at| self.setup.func(at) == *func).expect("two functions");
         match effect {
             Effect::Redirect { func, source, goal } => {
-                Some(Deed::Redirect { func: number(func), source: code(*source), goal: code(*goal) })
+                Some(Deed::Redirect { func: place(func), source: code(*source), goal: code(*goal) })
             }
             Effect::Begin { pending } => Some(Deed::Begin(mask(pending))),
             Effect::Switch(thread) => Some(Deed::Strike(u8::try_from(thread.0).expect("few threads"))),
@@ -294,7 +374,7 @@ impl Book {
                 Some(Deed::Swap { pending: mask(pending), reversed: *reversed })
             }
             Effect::Settle { func, implementation } => {
-                Some(Deed::Settle { func: number(func), code: code(*implementation) })
+                Some(Deed::Settle { func: place(func), code: code(*implementation) })
             }
             Effect::Admit { .. } => Some(Deed::Admit(true)),
             Effect::Refuse { .. } => Some(Deed::Admit(false)),
@@ -320,14 +400,15 @@ impl Book {
         if state.transition().is_none_or(|transition| transition.phase() != Phase::Started) {
             list.push(Deed::StrikeAll);
         }
-        for func in 0..FUNCS as u8 {
+        let funcs = if self.setup.hooked { 1 } else { FUNCS as u8 };
+        for func in 0..funcs {
             let named = entries.iter().filter_map(|effect| self.deed_of(effect)).find(|deed| match deed {
                 Deed::Redirect { func: of, .. } | Deed::Settle { func: of, .. } => *of == func,
                 _ => false,
             });
             list.push(named.unwrap_or(Deed::Settle { func, code: 0 }));
         }
-        if let Some(library) = self.setup.library {
+        if let Some(library) = self.setup.library.filter(|_| !self.setup.hooked) {
             let on_the_way = matches!(state.due(), Due::Callback(call) if call.phase != ObjectPhase::Live);
             list.push(Deed::Admit(state.is_loaded(Some(library)) && !on_the_way));
         }
@@ -429,9 +510,46 @@ impl Book {
         state
     }
 
+    /// The table that the tool gives the hook; `running` says whether the transition still decides what runs.
+    fn table(&self, state: &State, running: bool) -> Table {
+        let Some(library) = self.setup.library else { return Table::default() };
+        let transition = state.transition().filter(|t| t.phase() != Phase::Completing);
+        let running = running && transition.is_some();
+        let g = self.setup.func(1);
+        let in_effect = |patch: &&Patch| match state.transition().filter(|t| t.patch() == patch.id()) {
+            Some(_) if running => true,
+            Some(transition) => transition.direction() == Direction::Patching,
+            None => patch.life() == Life::Enabled,
+        };
+        let mut uses = state.patches().iter().filter(in_effect).filter_map(|patch| {
+            let object = patch.objects().iter().find(|object| object.name() == Some(library))?;
+            let moving = running && patch.life() != Life::Enabled;
+            let calls = patch.desc().objects.iter().any(|object| object.name.as_deref() == Some(library));
+            let new = if patch.desc().changes(&g) { number(patch.id()) } else { 0 };
+            let (applied, between) = (object.is_patched(), object.is_between());
+            (calls || moving).then(|| Use { patch: number(patch.id()), new, calls, moving, applied, between })
+        });
+        Table {
+            uses: std::array::from_fn(|_| uses.next()),
+            running,
+            disabling: running && transition.is_some_and(|t| t.origin() == Direction::Unpatching),
+        }
+    }
+
     fn look(&self, state: &State) -> Facts {
         let due = state.due();
-        let awaits_pre_patch = matches!(&due, Due::Callback(call) if call.callback == CallbackKind::PrePatch);
+        let awaits = match &due {
+            Due::Callback(call) => Some(Calls {
+                patch: number(call.patch),
+                callback: call.callback,
+                library: call.object.is_some(),
+            }),
+            _ => None,
+        };
+        let names = |patch: &Patch| patch.objects().iter().any(|object| object.name().is_some());
+        let moving = state.transition().and_then(|transition| state.patch(transition.patch()));
+        let led =
+            state.entries().iter().filter_map(|effect| self.any_deed_of(effect)).find(Deed::is_of_library);
         Facts {
             named: Self::is_named(state),
             covered: Self::is_covered(state),
@@ -439,8 +557,17 @@ impl Book {
             reversible: self.is_reversible(state),
             phase: state.transition().map(|transition| transition.phase()),
             reversed: state.transition().is_some_and(|transition| transition.is_reversed()),
-            awaits_pre_patch,
-            awaits: matches!(due, Due::Callback(_)),
+            awaits,
+            loaded: self.setup.library.is_some_and(|library| state.is_loaded(Some(library))),
+            named_by_moving: moving.is_some_and(names),
+            disabled: state
+                .patches()
+                .iter()
+                .filter(|patch| patch.life() == Life::Disabled)
+                .fold(0, |set, patch| set | 1 << patch.id().0),
+            led: led.unwrap_or(Deed::Settle { func: 1, code: 0 }),
+            running: self.table(state, true),
+            settled: self.table(state, false),
             steady: [0, 1].map(|func| code(state.steady(&self.setup.func(func)))),
             lives: std::array::from_fn(|at| {
                 Some(state.patch_named(&self.setup.patches.get(at)?.name)?.life())

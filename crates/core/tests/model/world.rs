@@ -6,8 +6,9 @@
 
 use stateright::{Model, Property};
 
-use super::book::{Ask, Book, Code, Deed, Doc, FUNCS, Mask};
-use ugraft_core::Phase;
+use super::book::{Ask, Book, Code, Deed, Doc, FUNCS, Facts, Mask, PATCHES};
+use super::hook::{Hook, Stage};
+use ugraft_core::{CallbackKind, Phase};
 
 pub const THREADS: usize = 4;
 pub const DEPTH: usize = 3;
@@ -46,6 +47,8 @@ pub enum Tool {
     Idle,
     /// It was told what to do and has done some of it.
     Busy { doc: Doc, deeds: u32, next: u8, expected: Mask },
+    /// A transition is over, and the hook still works with its table.
+    Unsettled,
     /// It died on the way, and nobody has taken over.
     Dead,
 }
@@ -73,6 +76,7 @@ pub struct World {
     pub entries: [Entry; FUNCS],
     pub threads: [Thread; THREADS],
     pub library: bool,
+    pub hook: Hook,
     /// Patches whose memory was given back.
     pub freed: u16,
     /// Somebody forced a transition: from here on P3 is not promised.
@@ -95,6 +99,16 @@ pub enum Action {
     Die,
     /// Another run of the tool takes over.
     TakeOver,
+    /// The library comes, and one of the patches in the hook's table may refuse it.
+    Come {
+        refused_by: Option<u8>,
+    },
+    /// The library goes.
+    Go,
+    /// The tool hears, under a stop, of what the hook has done.
+    Hear,
+    /// The same, and the library's function and the hook's table are made what they are to be without a transition.
+    Settle,
 }
 
 pub struct Target {
@@ -153,6 +167,12 @@ impl World {
         self.threads[thread].stack().iter().all(|frame| frame.code == self.runs(thread, frame.func))
     }
 
+    /// Whether a thread is in the library: a program does not close what it runs in.
+    fn is_in_library(&self) -> bool {
+        let used = |thread: &Thread| thread.stack().iter().any(|frame| frame.func == 1);
+        self.threads.iter().any(used)
+    }
+
     fn uses(&self, code: Code) -> bool {
         let on_a_stack =
             self.threads.iter().any(|thread| thread.stack().iter().any(|frame| frame.code == code));
@@ -189,6 +209,19 @@ impl World {
         }
     }
 
+    /// Leads the library's function where the state has it, if the library is there.
+    fn lead(&mut self, deed: Deed) {
+        if self.library {
+            self.perform(deed, self.doc);
+        }
+    }
+
+    /// What the transition had is given back.
+    fn give_back(&mut self) {
+        self.broken |= self.table != 0;
+        (self.begun, self.swapped, self.table) = (false, false, 0);
+    }
+
     /// Threads are as good as each other: the one order of them that stands for all. What a busy tool has still to do
     /// names no thread, since what does is always done first.
     fn canonical(mut self) -> Self {
@@ -215,17 +248,23 @@ impl Target {
         let (deed, count) = self.book.deed(deeds, usize::from(next));
         if let Some(deed) = deed {
             world.perform(deed, doc);
+            if self.book.setup.hooked && matches!(deed, Deed::Begin(_)) {
+                let facts = self.book.facts(doc);
+                world.lead(facts.led);
+                world.hook.table = facts.running;
+            }
         }
         let next = next + 1;
         world.tool = Tool::Busy { doc, deeds, next, expected };
         if usize::from(next) >= count {
             world.tool = Tool::Idle;
-            let started = self.book.facts(doc).phase == Some(Phase::Started);
+            let phase = self.book.facts(doc).phase;
+            let started = phase == Some(Phase::Started);
             world.broken |= world.doc != doc || started && world.table != expected;
-            if !started {
-                // The transition's word and tables are given back.
-                world.broken |= world.table != 0;
-                (world.begun, world.swapped, world.table) = (false, false, 0);
+            if world.hook.table.running && !started && phase != Some(Phase::Initializing) {
+                world.tool = Tool::Unsettled;
+            } else if !started {
+                world.give_back();
             }
         }
     }
@@ -235,6 +274,15 @@ impl Target {
     fn ask(&self, world: &World, ask: Ask) -> Option<World> {
         let done = self.book.ask(world.doc, world.table, ask)?;
         let mut next = *world;
+        if let (Ask::Returned { value: 0 }, Some(call)) = (ask, self.book.facts(world.doc).awaits)
+            && call.library
+            && self.book.setup.hooked
+        {
+            next.hook.call(call.patch, call.callback);
+            if !self.book.setup.secretive {
+                next.hook.told(call.patch, call.callback);
+            }
+        }
         next.tool = Tool::Busy { doc: done.doc, deeds: done.deeds, next: 0, expected: done.pending };
         self.advance(&mut next);
         Some(next)
@@ -267,17 +315,131 @@ impl Target {
         Some(next)
     }
 
+    /// Whether the hook has done something that the tool has not heard of, or a library came that is to be taken in.
+    fn has_moved(&self, world: &World) -> bool {
+        let facts = self.book.facts(world.doc);
+        let gone = facts.loaded && (world.hook.went || !world.library);
+        self.book.setup.hooked && (gone || world.library && !facts.loaded && self.is_told_of(world, &facts))
+    }
+
+    /// Whether the tool is told of a library that came: by what was applied to it, or since it begins a transition that needs to know.
+    fn is_told_of(&self, world: &World, facts: &Facts) -> bool {
+        world.hook.table.applied() != 0 || facts.phase == Some(Phase::Initializing) && facts.named_by_moving
+    }
+
+    /// The tool hears of what the hook has done.
+    fn hear(&self, world: &mut World) {
+        let table = world.hook.table;
+        if self.book.facts(world.doc).loaded && (world.hook.went || !world.library) {
+            self.take_in(world, Ask::Gone { left: table.all() });
+        }
+        world.hook.went = false;
+        let facts = self.book.facts(world.doc);
+        if world.library && !facts.loaded && self.is_told_of(world, &facts) {
+            self.take_in(world, Ask::Came { applied: table.applied(), waits: table.waits() });
+        }
+    }
+
+    /// A request finds out itself about a library that the hook has nothing to do with.
+    fn note(&self, world: &mut World) {
+        let loaded = self.book.facts(world.doc).loaded;
+        if world.hook.table.all() == 0 && loaded && (world.hook.went || !world.library) {
+            self.hear(world);
+        }
+        if world.hook.table.all() == 0 && world.library && !self.book.facts(world.doc).loaded {
+            self.take_in(world, Ask::Coming);
+        }
+    }
+
+    fn take_in(&self, world: &mut World, ask: Ask) {
+        let done = self.book.ask(world.doc, world.table, ask).expect("what has happened is not refused");
+        let mut at = 0;
+        while let (Some(deed), _) = self.book.deed(done.deeds, at) {
+            world.perform(deed, done.doc);
+            at += 1;
+        }
+    }
+
+    /// The end of a transition under a stop, or another look at libraries: nothing is left of the transition.
+    fn settle(&self, world: &mut World) {
+        self.hear(world);
+        let facts = self.book.facts(world.doc);
+        world.lead(facts.led);
+        world.hook.table = facts.settled;
+        world.give_back();
+        world.tool = Tool::Idle;
+    }
+
+    /// Whether the tool is at rest and knows of all that the hook has done.
+    fn is_heard(&self, world: &World) -> bool {
+        world.tool == Tool::Idle && !self.has_moved(world)
+    }
+
+    /// Whether each patch has had the callbacks that it is to have had for the library when no transition runs.
+    fn has_called_back(&self, world: &World) -> bool {
+        let facts = self.book.facts(world.doc);
+        let stage = |patch: Code| world.hook.stages[usize::from(patch)];
+        let is_called = |applied: bool| if applied { Stage::PostPatch } else { Stage::Unpatched };
+        let in_effect = world.hook.table.uses.iter().flatten().filter(|one| one.calls);
+        let without = (1..8).filter(|patch| facts.disabled >> patch & 1 == 1);
+        facts.phase.is_some()
+            || facts.awaits.is_some()
+            || world.hook.table != facts.settled
+            || in_effect.clone().all(|one| stage(one.patch) == is_called(one.applied))
+                && without.clone().all(|patch| stage(patch) == Stage::Unpatched)
+    }
+
+    /// Whether the library's function leads where the state has it, and all patches are applied to it.
+    fn is_led(&self, world: &World) -> bool {
+        let facts = self.book.facts(world.doc);
+        let due =
+            facts.phase.is_none() && world.hook.table == facts.settled || facts.phase == Some(Phase::Started);
+        let led = match facts.led {
+            Deed::Redirect { source, goal, .. } => Entry::Stub { source, goal },
+            Deed::Settle { code, .. } => Entry::Steady(code),
+            _ => return false,
+        };
+        !due || world.entries[1] == led && world.hook.table.uses.iter().flatten().all(|one| one.applied)
+    }
+
+    /// What the hook can do by itself, at any time.
+    fn hook_actions(&self, world: &World, actions: &mut Vec<Action>) {
+        if world.left.moves == 0 {
+            return;
+        }
+        if world.library {
+            if !world.is_in_library() {
+                actions.push(Action::Go);
+            }
+            return;
+        }
+        actions.push(Action::Come { refused_by: None });
+        let refusing = (0..PATCHES as u8)
+            .filter(|&at| world.hook.table.uses[usize::from(at)].is_some_and(|one| one.calls));
+        actions.extend(refusing.map(|at| Action::Come { refused_by: Some(at) }));
+    }
+
     /// What the tool can ask on its own account: to start, and to look at threads.
     fn tool_actions(&self, world: &World, actions: &mut Vec<Action>) {
         let facts = self.book.facts(world.doc);
-        if facts.awaits {
+        let moved = self.has_moved(world);
+        if let Some(call) = facts.awaits {
+            if moved
+                && call.library
+                && matches!(call.callback, CallbackKind::PostPatch | CallbackKind::PreUnpatch)
+            {
+                // What the hook would run, too, is run only for a library that it has not run it for.
+                actions.push(Action::Hear);
+                return;
+            }
             actions.push(Action::Ask(Ask::Returned { value: 0 }));
-            if facts.awaits_pre_patch {
+            if call.callback == CallbackKind::PrePatch {
                 actions.push(Action::Ask(Ask::Returned { value: -19 }));
             }
             return;
         }
         match facts.phase {
+            Some(Phase::Initializing | Phase::Started) if moved => actions.push(Action::Hear),
             Some(Phase::Initializing) => actions.push(Action::Ask(Ask::Started { threads: world.living() })),
             Some(Phase::Started) => {
                 for at in (0..THREADS).filter(|&at| world.is_pending(at)) {
@@ -289,11 +451,19 @@ impl Target {
                     }
                 }
             }
-            _ => actions.extend(
-                self.requests.iter().filter(|_| world.left.requests > 0).map(|&ask| Action::Ask(ask)),
-            ),
+            _ => {
+                let stale = self.book.setup.hooked && world.hook.table != facts.settled;
+                if stale {
+                    actions.push(Action::Settle);
+                }
+                // The library may move just after the tool has looked.
+                if !stale || moved {
+                    let requests = self.requests.iter().filter(|_| world.left.requests > 0);
+                    actions.extend(requests.map(|&ask| Action::Ask(ask)));
+                }
+            }
         }
-        if facts.phase.is_some() {
+        if facts.phase == Some(Phase::Initializing) || facts.phase == Some(Phase::Started) && !moved {
             if world.left.reversals > 0 {
                 actions.push(Action::Ask(Ask::Reverse { threads: world.living() }));
             }
@@ -338,6 +508,7 @@ impl Target {
             entries: [Entry::Steady(0); FUNCS],
             threads: [Thread::default(); THREADS],
             library: self.library_loaded,
+            hook: Hook::default(),
             freed: 0,
             forced: false,
             broken: false,
@@ -354,6 +525,9 @@ impl Target {
                 self.tool_actions(&world, &mut steps);
                 let Some(Action::Ask(ask)) = steps.first().copied() else { break };
                 world = self.ask_wholly(&world, ask).expect("what is due is possible");
+                if world.tool == Tool::Unsettled {
+                    self.settle(&mut world);
+                }
             }
         }
         world
@@ -378,7 +552,17 @@ impl Model for Target {
                     actions.push(Action::Die);
                 }
             }
+            Tool::Unsettled => {
+                actions.push(Action::Settle);
+                if world.left.deaths > 0 {
+                    actions.push(Action::Die);
+                }
+            }
             Tool::Dead => actions.push(Action::TakeOver),
+        }
+        if self.book.setup.hooked {
+            self.hook_actions(world, actions);
+            return;
         }
         // The library comes and goes through the loader: nobody calls it before it is admitted, or once it is going.
         if self.book.setup.library.is_some() && world.left.moves > 0 && world.tool == Tool::Idle {
@@ -414,14 +598,31 @@ impl Model for Target {
                 next.left.deaths -= 1;
             }
             Action::TakeOver => next = self.take_over(world)?,
+            Action::Come { refused_by } => {
+                if let Some(entry) = next.hook.come(refused_by) {
+                    next.library = true;
+                    next.entries[1] = entry;
+                }
+                next.left.moves -= 1;
+            }
+            Action::Go => {
+                next.hook.go();
+                next.hook.went |= self.book.facts(world.doc).loaded;
+                next.library = false;
+                next.entries[1] = Entry::Steady(0);
+                next.left.moves -= 1;
+            }
+            Action::Hear => self.hear(&mut next),
+            Action::Settle => self.settle(&mut next),
             Action::Ask(ask) => {
-                next = self.ask(world, ask)?;
+                if self.book.setup.hooked && self.requests.contains(&ask) {
+                    self.note(&mut next);
+                }
+                next = self.ask(&next, ask)?;
                 match ask {
                     Ask::Coming => next.left.moves -= 1,
                     Ask::Going => {
-                        let used = |thread: &Thread| thread.stack().iter().any(|frame| frame.func == 1);
-                        if world.threads.iter().any(used) {
-                            // A program does not close what it runs in.
+                        if world.is_in_library() {
                             return None;
                         }
                         next.library = false;
@@ -463,12 +664,24 @@ impl Model for Target {
             }),
             Property::always("no nop and nothing replaced is left", |model: &Self, world: &World| {
                 let facts = model.book.facts(world.doc);
-                let settled = |at: usize| world.entries[at] == Entry::Steady(facts.steady[at]);
+                let settled = |at: usize| {
+                    let unheard = at == 1 && model.book.setup.hooked;
+                    unheard || world.entries[at] == Entry::Steady(facts.steady[at])
+                };
                 let idle = world.tool == Tool::Idle && facts.phase.is_none();
                 facts.clean && (!idle || (0..FUNCS).all(settled))
             }),
             Property::always("freed memory is not used", |_, world: &World| !world.uses_freed()),
         ];
+        if self.book.setup.hooked {
+            properties.push(Property::always("callbacks pair up", |model: &Self, world: &World| {
+                !world.hook.unpaired && (!model.is_heard(world) || model.has_called_back(world))
+            }));
+            properties.push(Property::always(
+                "the library is what the patches make of it",
+                |model: &Self, world: &World| !world.library || !model.is_heard(world) || model.is_led(world),
+            ));
+        }
         properties.extend(self.sometimes.iter().map(|&(name, seen)| Property::sometimes(name, seen)));
         properties
     }

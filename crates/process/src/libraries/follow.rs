@@ -59,7 +59,7 @@ impl Session {
     }
 
     /// Brings a transition that has not begun into line with the libraries that are there by now: those that came since it was planned
-    /// are patched as if they came now, but for what the hook has done. `Some` with a thread that could not be stopped before the deadline.
+    /// are patched as those that were there, but for what the hook has done. `Some` with a thread that could not be stopped before the deadline.
     pub(crate) fn catch_up(&mut self, deadline: Instant) -> Result<Option<Hindrance>> {
         let mut attempts = 0;
         while attempts < ATTEMPTS {
@@ -110,7 +110,7 @@ impl Session {
                 && let Some(object) = loaded(objects, &name)
                 && !is_about_to_come(object, seen.as_deref())
             {
-                self.step(Event::ObjectCame { object: name, applied: Vec::new(), waits: false })?;
+                self.step(Event::ObjectCame { object: name, applied: Vec::new(), waits: None })?;
             }
         }
         Ok(())

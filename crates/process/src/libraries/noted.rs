@@ -9,7 +9,7 @@ use crate::state::document::Site;
 use crate::target::maps::Maps;
 use crate::{RemoteAddr, Result};
 use std::mem::offset_of;
-use ugraft_core::{Event, FuncId, PatchId};
+use ugraft_core::{Event, FuncId, Patch, PatchId};
 use ugraft_runtime::expected::{AWAY, HERE, Loader, TABLE_MAX};
 
 impl Session {
@@ -152,8 +152,9 @@ impl Session {
                 known.landing = *landing;
             }
         }
-        let waits = library.uses.iter().any(|one| one.moving);
         let applied = self.patches_of(library, true);
+        let owing = library.uses.iter().find(|one| one.applied && one.moving);
+        let waits = owing.and_then(|one| self.document.state.patch_named(&one.patch)).map(Patch::id);
         self.step(Event::ObjectCame { object: library.name.clone(), applied, waits })
     }
 }

@@ -73,7 +73,7 @@ impl Session {
     /// Carries the transition that a step has just initialized on until `deadline`, after the mappings and writes that
     /// `batch` wants made before it. A transition that does not begin is cancelled.
     pub(crate) fn transition(&mut self, mut batch: Batch, deadline: Instant) -> Result<Standing> {
-        if matches!(self.document.state.due(), Due::Callback(_)) {
+        if self.owes_callback() {
             // Threads that wait in the loader's hook are at no safe point.
             self.release_loader()?;
             self.run_callbacks(deadline)?;
@@ -581,8 +581,7 @@ impl Session {
 
     /// The entries of a completed transition lead straight on, its `post_` callbacks run, and its arena is given up.
     fn finish(&mut self, changes: &[Change], deadline: Instant) -> Result<()> {
-        let due = matches!(self.document.state.due(), Due::Callback(_));
-        if self.document.arena.is_none() && !due {
+        if self.document.arena.is_none() && !self.owes_callback() {
             return Ok(());
         }
         let moving = self.document.libraries.as_ref().is_some_and(|libraries| libraries.moving);
@@ -593,12 +592,17 @@ impl Session {
             self.settle_coming()?;
             self.let_go(stopped)?;
         }
-        if due {
+        // What was taken over can have brought one, and taken one away.
+        if self.owes_callback() {
             self.commit()?;
             self.run_callbacks(deadline)?;
         }
         self.close_if_over();
         self.commit()
+    }
+
+    fn owes_callback(&self) -> bool {
+        matches!(self.document.state.due(), Due::Callback(_))
     }
 
     /// Whether every thread has switched: what is left are callbacks at most.
@@ -706,8 +710,9 @@ impl Session {
     /// Takes up what an earlier run of the tool left: cancels a transition that had not begun, reads who is pending in one
     /// that had, and carries a force to its end. Whether a transition runs after that is for the caller to see.
     pub(crate) fn resume(&mut self, deadline: Instant) -> Result<()> {
-        if self.document.state.transition().is_none() && self.run_one_callback(deadline)? {
-            // The init of a patch whose enabling may have begun by this, or the exit of one that is gone.
+        while self.document.state.transition().is_none() && self.run_one_callback(deadline)? {
+            // The init of a patch whose enabling may have begun by this, the exit of one that is gone, or what was owed to a library that
+            // came before a transition was over.
             self.close_if_over();
             self.commit()?;
         }
@@ -718,6 +723,8 @@ impl Session {
                     self.stop_off_pads(deadline, |session, stopped| session.take_over(stopped).map(drop))?;
                 self.complete_unproved()?;
                 self.let_go(stopped)?;
+                self.commit()?;
+                self.run_callbacks(deadline)?;
                 self.close_if_over();
                 self.commit()?;
             }
@@ -731,6 +738,10 @@ impl Session {
             return self.cancel(deadline);
         }
         if phase == Phase::Completing {
+            if self.document.call.is_some() {
+                // What is taken over does away with a callback that is due for a library which has gone; one that runs has to end first.
+                self.run_one_callback(deadline)?;
+            }
             if self.document.arena.is_some() {
                 let stopped = self.stop_all_patiently(deadline)?;
                 self.take_over(&stopped)?;
@@ -786,7 +797,7 @@ impl Session {
             self.step(event)?;
         }
         self.document.arena = None;
-        if matches!(self.document.state.due(), Due::Callback(_)) {
+        if self.owes_callback() {
             self.commit()?;
             self.run_callbacks(deadline)?;
         }
