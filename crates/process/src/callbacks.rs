@@ -93,13 +93,19 @@ impl Session {
             let deadline = deadline.max(Instant::now() + AT_LEAST);
             self.lead_unwinder_early(deadline)?;
             let outcome = match self.run_callback(&call, deadline) {
+                Ok(None) => {
+                    self.hear_of_libraries(deadline)?;
+                    return Ok(true);
+                }
                 // Where nothing has changed yet, the enabling is taken back.
                 Err(e @ Error::NoSafePoint { .. }) if may_refuse(call.callback) => {
                     self.trouble.get_or_insert(e);
                     Outcome::Returned(NOBODY)
                 }
-                outcome => outcome?,
+                Ok(Some(outcome)) => outcome,
+                Err(e) => return Err(e),
             };
+            self.note_called(&call)?;
             let value = match outcome {
                 Outcome::Returned(value) if may_refuse(call.callback) => value,
                 Outcome::Returned(_) => 0,
@@ -155,10 +161,11 @@ impl Session {
         self.document.state.patch(call.patch).map(|p| p.name().to_owned()).unwrap_or_default()
     }
 
-    fn run_callback(&mut self, call: &Call, deadline: Instant) -> Result<Outcome> {
+    /// `None` if it is not to run, since its library is gone.
+    fn run_callback(&mut self, call: &Call, deadline: Instant) -> Result<Option<Outcome>> {
         if let Some(running) = self.document.call.clone() {
             match self.follow(call, &running, deadline)? {
-                Waited::Ended(outcome) => return Ok(outcome),
+                Waited::Ended(outcome) => return Ok(Some(outcome)),
                 Waited::NotBegun => self.document.call = None,
             }
         }
@@ -167,6 +174,10 @@ impl Session {
         let (_, objects) = objects_of(&target)?;
         let area = self.area_for_calls()?;
         let (thread, maps) = self.thread_at_safe_point(&objects, deadline)?;
+        if !self.claim(call)? {
+            self.let_go_one(thread)?;
+            return Ok(None);
+        }
         let mask = thread.signal_mask()?;
         let state = xstate::get(thread.tid()).map_err(|source| Error::Ptrace {
             request: "PTRACE_GETREGSET",
@@ -200,7 +211,7 @@ impl Session {
         let outcome = self.carry(&mut thread, &run, &regs, deadline);
         self.let_go_one(thread)?;
         match outcome? {
-            Some(outcome) => Ok(outcome),
+            Some(outcome) => Ok(Some(outcome)),
             None => Err(self.still_running(call)),
         }
     }

@@ -20,6 +20,7 @@
 //! - Memory that the hook maps near a library is its own; it begins with a head that tells what it is, so what is left of it
 //!   after the hook is found.
 
+mod called;
 mod finalizers;
 mod follow;
 mod hook;

@@ -2,7 +2,8 @@
 //!
 //! A *table* lists the objects by name, for each the patches that change it (its *uses*, oldest patch first), for each of these
 //! the functions. The tool writes a table whole before it makes it the one that counts, by one store of its address. Only what
-//! is marked "noted" here is written after that, by the hook alone, whose thread holds the loader's lock. The tool reads
+//! is marked "noted" here is written after that, by the hook, whose thread holds the loader's lock; and by the tool alone where it
+//! runs callbacks itself ([`Use::between`]). The tool reads
 //! that while no thread is in the hook, and takes it over into the next table.
 //!
 //! All offsets are bytes from the table's head.
@@ -13,7 +14,7 @@
 
 /// Version of the code in the target, and of the layouts that it shares with the tool. Raised with every change that a tool has to know
 /// of, which keeps to what the earlier ones understand.
-pub const VERSION: u32 = 1 + LATER as u32;
+pub const VERSION: u32 = 2 + LATER as u32;
 
 /// Words that a build with the feature `next-version` appends to everything in a table: a version of which this one knows nothing.
 #[cfg(feature = "next-version")]
@@ -36,6 +37,11 @@ pub const AWAY: u64 = 0;
 pub const HERE: u64 = 1;
 /// Loaded, and left as it is.
 pub const LEFT: u64 = 2;
+
+/// [`Use::between`]: the last callback was a `pre_` one, so `pre_unpatch` is not due when the library goes.
+pub const BETWEEN: u64 = 1;
+/// The same, in the hands of the tool: it has a callback run for the library, and a thread that is about to remove that waits for its end.
+pub const CALLED: u64 = 2;
 
 /// The hook's own words.
 #[repr(C)]
@@ -185,6 +191,8 @@ pub struct Use {
     pub moving: u64,
     /// Noted: whether the patch has been applied.
     pub applied: u64,
+    /// Noted: 0, [`BETWEEN`] or [`CALLED`].
+    pub between: u64,
     /// What a later version appends.
     pub later: [u64; LATER],
 }
@@ -237,5 +245,5 @@ const _: () = assert!(size_of::<Loader>() == 56);
 const _: () = assert!(size_of::<Running>() == 40 && size_of::<Finalizer>() == 56);
 const _: () = assert!(size_of::<Part>() == 16);
 const _: () = assert!(size_of::<Head>() == 88 + 8 * LATER);
-const _: () = assert!(size_of::<Object>() == 96 + 8 * LATER && size_of::<Use>() == 128 + 8 * LATER);
+const _: () = assert!(size_of::<Object>() == 96 + 8 * LATER && size_of::<Use>() == 136 + 8 * LATER);
 const _: () = assert!(size_of::<Func>() == 24 + 8 * LATER && size_of::<Reference>() == 40 + 8 * LATER);

@@ -153,7 +153,7 @@ impl Session {
             }
         }
         let applied = self.patches_of(library, true);
-        let owing = library.uses.iter().find(|one| one.applied && one.moving);
+        let owing = library.uses.iter().find(|one| one.applied && (one.moving || one.between));
         let waits = owing.and_then(|one| self.document.state.patch_named(&one.patch)).map(Patch::id);
         self.step(Event::ObjectCame { object: library.name.clone(), applied, waits })
     }

@@ -82,15 +82,20 @@ impl Session {
         let at = memory.read_u64(libraries.word(offset_of!(Loader, table)))?;
         let mut gone = BTreeSet::new();
         for present in &libraries.present {
-            let mut there = listed.get(&present.link_map.0) == Some(&present.bias);
+            let is_listed = listed.get(&present.link_map.0) == Some(&present.bias);
+            let mut there = is_listed;
             if let Some(index) = present.index.filter(|_| libraries.table.0 == at) {
                 let object = size_of::<expected::Head>() + index * size_of::<expected::Object>();
                 let word = |offset: usize| memory.read_u64(RemoteAddr(at).offset((object + offset) as i64));
-                there = there
-                    && at != 0
+                there = at != 0
                     && word(offset_of!(expected::Object, state))? != AWAY
                     && word(offset_of!(expected::Object, link_map))? == present.link_map.0
                     && word(offset_of!(expected::Object, came))? == present.came;
+                if there && !is_listed && self.is_hooked(&libraries)? {
+                    // It has just been taken off the list, and whoever did so is on the way to the hook, which notes it.
+                    return Ok(Some(Tid(self.target.pid().0)));
+                }
+                there &= is_listed;
             }
             if !there {
                 gone.insert(present.name.clone());

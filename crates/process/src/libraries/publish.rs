@@ -10,6 +10,9 @@ use std::mem::offset_of;
 use ugraft_core::{Direction, Life, Patch, PatchId, PatchObject, Phase};
 use ugraft_runtime::expected::{HERE, LEFT, Loader, TABLE_MAX};
 
+/// The place of `post_patch` among a use's callbacks.
+const POST_PATCH: usize = 1;
+
 impl Session {
     /// Gives the hook a table that fits the patches as they are, and the transition that runs; to be done with all threads stopped and
     /// when what the hook has done is taken over.
@@ -148,6 +151,8 @@ impl Session {
                         }),
                     );
                 }
+                // At the end of a transition one without `post_patch` is past it.
+                one.between = part.is_between() && (running || one.callbacks[POST_PATCH] != 0);
                 library.uses.push(one);
             }
         }

@@ -5,7 +5,7 @@
 use crate::{Error, RemoteAddr, Result};
 use std::mem::{offset_of, size_of};
 use ugraft_runtime::expected::{
-    Func, Head, LATER, Object, Part, Place, Reference, SEEN_MORE, TABLE_MAGIC, TABLE_MAX, Use,
+    BETWEEN, Func, Head, LATER, Object, Part, Place, Reference, SEEN_MORE, TABLE_MAGIC, TABLE_MAX, Use,
 };
 use ugraft_runtime::layout::{Site, StubTemplate};
 
@@ -34,7 +34,7 @@ unsafe impl Plain for u64 {}
 
 const _: () = assert!(size_of::<Head>() == 8 + 8 + 16 * 4 + 8 + 8 * LATER);
 const _: () = assert!(size_of::<Object>() == 16 * 3 + 8 * 6 + 8 * LATER);
-const _: () = assert!(size_of::<Use>() == 16 * 4 + 8 * 8 + 8 * LATER);
+const _: () = assert!(size_of::<Use>() == 16 * 4 + 9 * 8 + 8 * LATER);
 const _: () = assert!(size_of::<Place>() == 16 + 8 + size_of::<Site>() + 8 * LATER);
 const _: () = assert!(offset_of!(Place, site) == 24 && size_of::<Site>().is_multiple_of(8));
 
@@ -103,6 +103,8 @@ pub struct LibraryUse {
     pub moving: bool,
     /// Whether it is applied.
     pub applied: bool,
+    /// Whether its last callback there was a `pre_` one.
+    pub between: bool,
 }
 
 /// A word of a patch that holds the address of a symbol of a library.
@@ -221,6 +223,7 @@ pub fn write(
                 below: one.below as u64,
                 moving: u64::from(one.moving),
                 applied: u64::from(one.applied),
+                between: if one.between { BETWEEN } else { 0 },
                 later,
             });
         }
@@ -274,6 +277,22 @@ pub fn read_seen(bytes: &[u8]) -> Result<Vec<u64>> {
     seen().ok_or_else(|| Error::Damaged("the table of libraries makes no sense".to_owned()))
 }
 
+/// Where in a table the use of a library by a patch lies, if it has one with all that is known here: that of an earlier version has less.
+///
+/// # Errors
+/// [`Error::Damaged`].
+pub fn find_use(bytes: &[u8], library: &str, patch: &str) -> Result<Option<usize>> {
+    let libraries = read(bytes)?;
+    let place = || {
+        let (i, known) = libraries.iter().enumerate().find(|(_, known)| known.name == library)?;
+        let one = known.uses.iter().position(|one| one.patch == patch)?;
+        let uses = entries::<Object>(bytes, head_of(bytes)?.objects)?.get(i)?.uses;
+        let is_whole = uses.each as usize >= size_of::<Use>();
+        is_whole.then(|| uses.at as usize + one * uses.each as usize)
+    };
+    Ok(place())
+}
+
 /// An array of a table.
 fn entries<T: Plain>(bytes: &[u8], part: Part) -> Option<Vec<T>> {
     if part.count == 0 {
@@ -313,6 +332,7 @@ fn parse(bytes: &[u8]) -> Option<Vec<Library>> {
                 moving: one.moving != 0,
                 references: references.into_iter().map(reference_of).collect::<Option<_>>()?,
                 applied: one.applied != 0,
+                between: one.between != 0,
             })
         };
         let place_of = |place: Place| {
@@ -360,6 +380,7 @@ mod tests {
                 below: 1,
                 moving: true,
                 applied: true,
+                between: true,
             }],
             places: vec![place("f"), place("g")],
             state: 1,

@@ -79,9 +79,6 @@ extern "C" fn hook(frame: u64) {
             again.store(1, Ordering::Relaxed);
             return;
         }
-        if me & GUARDED == 0 && matches!(doing((*loader).debug as *const Debug), Doing::Nothing) {
-            wait_while_held(loader);
-        }
         // Another owner is the parent's thread of a fork: the loader's lock keeps out those that there are.
         owner.store(me, Ordering::SeqCst);
         again.store(0, Ordering::Relaxed);
@@ -92,6 +89,12 @@ extern "C" fn hook(frame: u64) {
         }
         // Pairs with the tool's look: what was noted before it.
         owner.store(0, Ordering::SeqCst);
+        if me & GUARDED == 0
+            && refused.is_none()
+            && matches!(doing((*loader).debug as *const Debug), Doing::Nothing)
+        {
+            wait_while_held(loader);
+        }
         if let Some(mut refused) = refused {
             refused.why.add(b"\0");
             let signal_error: unsafe extern "C" fn(i32, *const u8, *const u8, *const u8) -> ! =
@@ -102,8 +105,8 @@ extern "C" fn hook(frame: u64) {
     }
 }
 
-/// Waits while the tool is finding out what there is, or until the count runs out that it has set for that. The list is whole, and this
-/// thread, which does not own the hook yet, holds the loader's lock: so nothing comes or goes meanwhile.
+/// Waits while the tool is finding out what there is, or until the count runs out that it has set for that. The list is whole, what there is to
+/// be noted is noted, and this thread, which does not own the hook any more, holds the loader's lock: so nothing comes or goes meanwhile.
 unsafe fn wait_while_held(loader: *mut Loader) {
     // SAFETY: a word of the loader's; the tool writes it at any time.
     let hold = unsafe { AtomicU64::from_ptr(&raw mut (*loader).hold) };

@@ -8,7 +8,7 @@ use super::message::{ERROR, Line, NOTICE, OBJECT, PATCH, WARNING, log, number};
 use super::sides::Sides;
 use super::table::Table;
 use super::{changed, finalizers, is_guarded, references};
-use crate::expected::{AWAY, Func, HERE, Head, LEFT, Loader, Object, Place, Use};
+use crate::expected::{AWAY, BETWEEN, Func, HERE, Head, LEFT, Loader, Object, Place, Use};
 use crate::layout::{Site, StubTemplate};
 use crate::runtime::elf::Object as Library;
 use crate::runtime::log::append;
@@ -83,7 +83,8 @@ unsafe fn welcome(
         let mut work = Work { table, object, library, file: None, near: None, cells: 0 };
         let uses = (*object).uses;
         for i in 0..uses.count {
-            (*table.entry::<Use>(uses, i)).applied = 0;
+            let one: *mut Use = table.entry(uses, i);
+            ((*one).applied, (*one).between) = (0, 0);
         }
         for i in 0..uses.count {
             let one: *mut Use = table.entry(uses, i);
@@ -207,7 +208,7 @@ impl<'l> Work<'l> {
                 references::unbind(table, object, one);
                 return Err(Unfit { errno: value.wrapping_neg(), why });
             }
-            (*one).applied = 1;
+            ((*one).applied, (*one).between) = (1, BETWEEN);
             if let Err(unfit) = self.redirect(one) {
                 log(
                     table,
@@ -231,6 +232,7 @@ impl<'l> Work<'l> {
             }
             if (*one).moving == 0 {
                 call(table, object, one, POST_PATCH, COMING);
+                (*one).between = 0;
             }
         }
         Ok(())
