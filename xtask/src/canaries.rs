@@ -71,6 +71,16 @@ const CANARIES: &[Canary] = &[
     },
     Canary { name: "clobber-the-red-zone", found_by: Test::Scenario("red-zone"), says: &["red-zone.c"] },
     Canary {
+        name: "ignore-the-changes",
+        found_by: Test::Scenario("libraries-between-callbacks"),
+        says: &["libraries-between-callbacks.c"],
+    },
+    Canary {
+        name: "say-nothing-of-calls",
+        found_by: Test::Scenario("libraries-between-callbacks"),
+        says: &["libraries-between-callbacks.c"],
+    },
+    Canary {
         name: "show-interruptions",
         found_by: Test::Scenario("sleeping-threads"),
         says: &["sleeping-threads.c"],
