@@ -7,7 +7,7 @@
 //!
 //! Invariants:
 //! - The hook's table and the place that leads to it are changed only while all threads are stopped, none is in the hook, and
-//!   the loader's list is whole (`Session::in_loader`). All stops of a session wait for that, so that whatever they
+//!   the loader's list is whole and noted (`Session::in_loader`). All stops of a session wait for that, so that whatever they
 //!   write goes to libraries that are there; those that went since the document was written are known (`Session::is_gone`).
 //! - A table is whole before its address is stored, and the one that it follows stays until the next one.
 //! - What the hook did becomes part of the document by steps of the semantics that take it over as done.
@@ -15,6 +15,7 @@
 //!   ends it, before what it refers to is given up.
 //! - No thread is struck by a proof that does not know of all libraries: each that comes or goes changes a count, which is read
 //!   when the thread is stopped (`Session::have_libraries_moved`).
+//! - A callback that the hook would run, too, if the library went, is run by the tool only when it is claimed (`Session::claim`).
 //! - What is written to a library's dynamic section is found by what the runtime notes of it, which is written before, and is as it was
 //!   before the runtime goes.
 //! - Memory that the hook maps near a library is its own; it begins with a head that tells what it is, so what is left of it
