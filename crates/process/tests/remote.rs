@@ -21,6 +21,7 @@ fn request(target: &Target, name: &str, near: RemoteAddr) -> MapRequest {
         Part { offset: 0, len: 0x1000, prot: Prot::ReadExec },
         Part { offset: 0x1000, len: 0x1000, prot: Prot::Read },
         Part { offset: 0x2000, len: 0x1000, prot: Prot::ReadWrite },
+        Part { offset: 0x3000, len: 0x1000, prot: Prot::Seed },
     ];
     MapRequest { name: name.to_owned(), addr, len: 0x4000, parts }
 }
@@ -54,7 +55,8 @@ fn mappings_come_and_go_on_every_thread() {
         assert!(m(0).read && m(0).exec && !m(0).write && m(0).name == "/memfd:ugraft:test (deleted)");
         assert!(m(0x1000).read && !m(0x1000).exec && !m(0x1000).write);
         assert!(m(0x2000).read && !m(0x2000).exec && m(0x2000).write);
-        assert!(!m(0x3000).read && !m(0x3000).exec && !m(0x3000).write);
+        assert!(!m(0x3000).read && !m(0x3000).exec && !m(0x3000).write && m(0x3000).shared);
+        assert!((0..3).all(|page| !m(page * 0x1000).shared));
         target.memory().write(r.addr, b"text").unwrap();
         assert_eq!(target.memory().read_vec(r.addr, 5).unwrap(), b"text\0");
         unmap(&target, &mut thread, &[r.addr..r.addr.offset(0x4000)]).unwrap();
@@ -83,7 +85,7 @@ fn all_or_nothing() {
     assert_eq!(e.to_string(), format!("mmap in process {} failed: File exists (os error 17)", running.pid()));
     assert_eq!(target.maps().unwrap(), maps_before);
     // Code is mapped while the descriptor is open, data gets its access when it is closed.
-    for (part, call) in [(Prot::ReadExec, "mmap"), (Prot::ReadWrite, "mprotect")] {
+    for (part, call) in [(Prot::ReadExec, "mmap"), (Prot::Seed, "mmap"), (Prot::ReadWrite, "mprotect")] {
         let mut odd = first.clone();
         odd.addr = odd.addr.offset(-0x10000);
         odd.parts.iter_mut().find(|p| p.prot == part).unwrap().offset = 17;

@@ -9,6 +9,9 @@ pub const TEXT_MAX: usize = 480;
 /// Patches that states are looked for in.
 pub const PATCHES_MAX: usize = 64;
 
+/// Bytes for shadow variables that come with the runtime, before it maps any.
+pub const FIRST_CHUNK: usize = 256 << 10;
+
 /// The log's head, in front of its slots.
 #[repr(C)]
 #[derive(Debug)]

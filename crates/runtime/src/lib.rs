@@ -40,6 +40,10 @@ pub const LOG: &str = "ugraft_log";
 /// See [`LOG`].
 pub const PATCHES: &str = "ugraft_patches";
 
+/// The word for the address of a page of the runtime's own file, mapped shared and without access, with which it maps more memory for
+/// shadow variables. While it is 0 there is no more than what comes with the runtime.
+pub const CHUNK_SEED: &str = "ugraft_chunk_seed";
+
 /// The object file that tells unwinders of images, with the metadata of a patch that changes nothing.
 pub const UNWINDER_OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/unwinder.o"));
 /// Its table: see [`unwinder`].

@@ -4,7 +4,7 @@
  * patches. The kernel's functions, with the kernel's arguments.
  *
  * A shadow variable is known by the address of what it belongs to and a number. It is there until it is freed, whichever patches come
- * and go, or the last patch is unloaded. Its memory is not the program's malloc's: 16 MiB for all of them, 16-aligned.
+ * and go, or the last patch is unloaded. Its memory is not the program's malloc's, and 16-aligned.
  * May be called from everywhere but signal handlers, and but constructors and destructors of shadow variables.
  */
 #ifndef UGRAFT_SHADOW_H

@@ -5,23 +5,32 @@
 
 use crate::objects::scope::Value;
 use crate::objects::{Objects, Role};
-use crate::session::batch::Batch;
+use crate::remote::mapping::{Part, Prot};
+use crate::remote::seccomp;
+use crate::session::Session;
+use crate::session::batch::{Batch, PAGE};
 use crate::session::unwinder::Tables;
 use crate::state::document::Document;
 use crate::state::log_ring::{Level, Record};
 use crate::target::memory::Memory;
-use crate::{Error, RemoteAddr, Result};
+use crate::{Error, RemoteAddr, Result, Tid, threads};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::mem::{offset_of, size_of};
 use std::ops::Range;
+use std::time::Duration;
 use ugraft_core::{Life, PatchId};
 use ugraft_image::{Import, KlpSymbol, LinkedImage, PatchFile, Resolution, Resolve};
 use ugraft_runtime::expected::VERSION;
-use ugraft_runtime::layout::{LOG_MAGIC, LOG_SLOTS, LogHead, LogSlot, PATCHES_MAX, Patches, TEXT_MAX};
+use ugraft_runtime::layout::{
+    FIRST_CHUNK, LOG_MAGIC, LOG_SLOTS, LogHead, LogSlot, PATCHES_MAX, Patches, TEXT_MAX,
+};
 
 /// Name of the memfd behind it.
 pub const RUNTIME_NAME: &str = "ugraft:runtime";
+
+/// The longest that a stop may take to look at seccomp filters.
+const STOP_WITHIN: Duration = Duration::from_secs(1);
 
 /// The runtime as it lies in a target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,32 +92,107 @@ impl Resolve for Nothing {
     }
 }
 
+/// What lets the runtime map memory by itself: a page behind its image, and the word for that page's address.
+struct Seed {
+    page: RemoteAddr,
+    word: RemoteAddr,
+}
+
 /// Links the runtime for a free place, and adds what is to be mapped and written to `batch`.
 ///
 /// # Errors
 /// [`Error::NoPlace`]; others cannot be, since the object is the tool's own.
 pub fn plan(objects: &Objects<'_>, batch: &mut Batch) -> Result<Runtime> {
+    place(objects, batch).map(|(runtime, _)| runtime)
+}
+
+fn place(objects: &Objects<'_>, batch: &mut Batch) -> Result<(Runtime, Seed)> {
     let file = PatchFile::parse(ugraft_runtime::OBJECT, "runtime")?;
     let layout = file.layout();
+    let len = layout.size + PAGE;
     // Within reach of the loader, which is to lead to the hook.
     let brk: Vec<_> =
         objects.loader_debug().map(|debug| debug.brk).filter(|brk| brk.0 != 0).into_iter().collect();
-    let near = batch.ground.take(layout.size, &brk);
-    let mapping = near.or_else(|_| batch.ground.take(layout.size, &[]))?;
+    let near = batch.ground.take(len, &brk);
+    let mapping = near.or_else(|_| batch.ground.take(len, &[]))?;
     let linked = ugraft_image::link(&file, mapping.start, &mut Nothing)?;
     batch.add_image(RUNTIME_NAME.to_owned(), layout, &linked);
+    if let Some(request) = batch.requests.last_mut() {
+        request.len = len;
+        request.parts.push(Part { offset: layout.size, len: PAGE, prot: Prot::Seed });
+    }
+    let seed = Seed {
+        page: mapping.start.offset(layout.size as i64),
+        word: variable(&linked, ugraft_runtime::CHUNK_SEED)?,
+    };
     let runtime = describe(&linked, mapping)?;
     let clock = clock_gettime(objects).0.to_le_bytes().to_vec();
     batch.writes.push((runtime.log.offset(offset_of!(LogHead, clock) as i64), clock));
-    Ok(runtime)
+    Ok((runtime, seed))
+}
+
+impl Session {
+    /// [`plan`], and has the runtime map memory by itself if the process can be expected to survive that.
+    ///
+    /// # Errors
+    /// As [`plan`], and what looking at the process's threads fails with.
+    pub(crate) fn plan_runtime(&mut self, objects: &Objects<'_>, batch: &mut Batch) -> Result<Runtime> {
+        let (runtime, seed) = place(objects, batch)?;
+        match self.fatal_call(&runtime, &seed)? {
+            None => batch.writes.push((seed.word, seed.page.0.to_le_bytes().to_vec())),
+            Some(call) => self.notes.push(format!(
+                "there are {} KiB for shadow variables and no more: the process runs under a seccomp filter, which could kill \
+                 it for the {call} that more would take",
+                FIRST_CHUNK >> 10
+            )),
+        }
+        Ok(runtime)
+    }
+
+    /// The call, of those with which the runtime maps memory, for which a seccomp filter could kill the process.
+    fn fatal_call(&mut self, runtime: &Runtime, seed: &Seed) -> Result<Option<&'static str>> {
+        let pid = self.target.pid();
+        // A thread may have filters of its own; one that has ended has none.
+        let is_filtered = |tid: &Tid| seccomp::is_filtered(pid, *tid).unwrap_or(false);
+        if !self.target.threads()?.iter().any(is_filtered) {
+            return Ok(None);
+        }
+        let calls = growing(runtime.mapping.start, seed.page);
+        let stopped = threads::stop_all(&self.target, STOP_WITHIN)?;
+        let fatal = stopped.threads().iter().find_map(|thread| seccomp::fatal(thread.tid(), &calls));
+        self.let_go(stopped)?;
+        Ok(fatal)
+    }
+}
+
+/// The calls with which the runtime maps memory (`crates/runtime/code/runtime/chunk.rs`), for filters. These see addresses and lengths,
+/// too, but cannot mean those.
+fn growing(code: RemoteAddr, seed: RemoteAddr) -> [seccomp::Call; 4] {
+    const LEN: u64 = 1 << 20;
+    let call =
+        |name, number, args| seccomp::Call { name, number, instruction_pointer: code.0, args, vital: false };
+    let over = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED) as u64;
+    let write = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    let [none, moving] = [libc::PROT_NONE as u64, libc::MREMAP_MAYMOVE as u64];
+    [
+        call("mremap", libc::SYS_mremap, [seed.0, 0, LEN, moving, 0, 0]),
+        call("mmap", libc::SYS_mmap, [seed.0, LEN, none, over, u64::MAX, 0]),
+        call("mprotect", libc::SYS_mprotect, [seed.0, LEN, write, 0, 0, 0]),
+        call("munmap", libc::SYS_munmap, [seed.0, LEN, 0, 0, 0, 0]),
+    ]
+}
+
+fn missing(name: &str) -> Error {
+    Error::Damaged(format!("the runtime has no {name}"))
+}
+
+fn variable(linked: &LinkedImage, name: &str) -> Result<RemoteAddr> {
+    let found = linked.variables.iter().find(|symbol| symbol.name == name);
+    found.map(|symbol| symbol.addr).ok_or_else(|| missing(name))
 }
 
 fn describe(linked: &LinkedImage, mapping: Range<RemoteAddr>) -> Result<Runtime> {
-    let missing = |name: &str| Error::Damaged(format!("the runtime has no {name}"));
-    let variable = |name: &str| {
-        let found = linked.variables.iter().find(|symbol| symbol.name == name);
-        found.map(|symbol| symbol.addr).ok_or_else(|| missing(name))
-    };
+    let variable = |name: &str| variable(linked, name);
     let functions = linked.symbols.iter().filter(|symbol| is_function(&symbol.name));
     let function = |name: &str| {
         let found = linked.symbols.iter().find(|symbol| symbol.name == name);

@@ -11,7 +11,7 @@ use crate::session::look::{Looker, entry_watch};
 use crate::session::site::Finder;
 use crate::target::maps::Maps;
 use crate::threads::StoppedProcess;
-use crate::{RemoteAddr, Result, Tid, callbacks::runtime};
+use crate::{RemoteAddr, Result, Tid};
 use std::collections::BTreeSet;
 use std::mem::offset_of;
 use ugraft_core::{FuncId, Life, Patch, PatchObject};
@@ -55,7 +55,7 @@ impl Session {
         };
         let runtime = match self.document.runtime.clone() {
             Some(runtime) => runtime,
-            None => runtime::plan(objects, batch)?,
+            None => self.plan_runtime(objects, batch)?,
         };
         let Some(hook) = runtime.hook.clone().filter(|hook| entry.reaches(hook.function)) else {
             self.notes.push(

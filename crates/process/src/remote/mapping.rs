@@ -13,6 +13,9 @@ use crate::{Error, RemoteAddr, Result};
 use std::ffi::CString;
 use std::ops::Range;
 
+/// Mappings that one program removes.
+const UNMAP_AT_ONCE: usize = 64;
+
 /// What a part of a mapping may be used for. There is no writable and executable one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Prot {
@@ -22,6 +25,9 @@ pub enum Prot {
     ReadWrite,
     /// Code.
     ReadExec,
+    /// None, and shared, so that the target can map the file once more from there on, in whatever length (mremap(2)): a name in its maps
+    /// for memory that it maps itself. Never written, so a fork shares nothing but that.
+    Seed,
 }
 
 impl Prot {
@@ -30,6 +36,7 @@ impl Prot {
             Self::Read => libc::PROT_READ,
             Self::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
             Self::ReadExec => libc::PROT_READ | libc::PROT_EXEC,
+            Self::Seed => libc::PROT_NONE,
         };
         bits as u64
     }
@@ -113,7 +120,7 @@ fn file_size_limit(limits: &str) -> Option<u64> {
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
-/// Removes mappings.
+/// Removes mappings, in this order.
 ///
 /// # Errors
 /// [`Error::RemoteCall`] if one could not be removed (the others are); otherwise as
@@ -132,9 +139,13 @@ pub fn unmap_in(
     thread: &mut StoppedThread,
     ranges: &[Range<RemoteAddr>],
 ) -> Result<()> {
-    let calls: Vec<_> =
-        ranges.iter().map(|r| munmap(r.start, r.end.0 - r.start.0).on_error(Next::Following)).collect();
-    let results = run_in(target, maps, thread, &calls)?;
+    let mut results = Vec::new();
+    // A program lies on the thread's stack, so its length is limited.
+    for some in ranges.chunks(UNMAP_AT_ONCE) {
+        let calls: Vec<_> =
+            some.iter().map(|r| munmap(r.start, r.end.0 - r.start.0).on_error(Next::Following)).collect();
+        results.extend(run_in(target, maps, thread, &calls)?);
+    }
     match results.into_iter().flatten().find(|&result| is_error(result)) {
         Some(result) => Err(call_error(target, "munmap", result)),
         None => Ok(()),
@@ -175,20 +186,22 @@ fn map_program(requests: &[MapRequest]) -> (Vec<Syscall>, usize) {
         calls.push(Syscall::new("memfd_create", libc::SYS_memfd_create, create).on_error(unmap_before(i)));
         let truncate = vec![Arg::Result(fd), r.len.into()];
         calls.push(Syscall::new("ftruncate", libc::SYS_ftruncate, truncate).on_error(close_of(i)));
-        let mmap = |offset: u64, len: u64, prot: u64, place: i32| {
-            let flags = (libc::MAP_PRIVATE | place) as u64;
+        let mmap = |offset: u64, len: u64, prot: u64, flags: i32| {
+            let flags = flags as u64;
             let addr = r.addr.0 + offset;
             let args =
                 vec![addr.into(), len.into(), prot.into(), flags.into(), Arg::Result(fd), offset.into()];
             Syscall::new("mmap", libc::SYS_mmap, args)
         };
-        calls.push(mmap(0, r.len, libc::PROT_NONE as u64, libc::MAP_FIXED_NOREPLACE).on_error(close_of(i)));
+        let free = libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE;
+        calls.push(mmap(0, r.len, libc::PROT_NONE as u64, free).on_error(close_of(i)));
         // Code is mapped as such from the start: a process may have renounced making anything executable later
         // (PR_SET_MDWE; MemoryDenyWriteExecute= of systemd).
-        let (code, data): (Vec<&Part>, Vec<&Part>) =
-            r.parts.iter().partition(|part| part.prot == Prot::ReadExec);
-        for part in code {
-            let call = mmap(part.offset, part.len, part.prot.bits(), libc::MAP_FIXED);
+        let (mapped, data): (Vec<&Part>, Vec<&Part>) =
+            r.parts.iter().partition(|part| matches!(part.prot, Prot::ReadExec | Prot::Seed));
+        for part in mapped {
+            let sharing = if part.prot == Prot::Seed { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+            let call = mmap(part.offset, part.len, part.prot.bits(), sharing | libc::MAP_FIXED);
             calls.push(call.on_error(close_mapped_of(i)));
         }
         calls.push(Syscall::new("close", libc::SYS_close, vec![Arg::Result(fd)]).on_error(Next::Following));

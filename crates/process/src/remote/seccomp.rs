@@ -31,12 +31,44 @@ const RET_LOG: u32 = 0x7ffc_0000;
 const RET_ALLOW: u32 = 0x7fff_0000;
 const RET_ACTION: u32 = 0xffff_0000;
 
+/// What the filters of a thread would do to calls.
+enum Judgement {
+    /// At most let them fail.
+    Harmless,
+    /// Kill it for this one, or what comes to that.
+    Fatal(&'static str),
+    /// They cannot be read.
+    Unknown,
+}
+
 /// Suspends the filters of a stopped thread, if that is safe.
 ///
 /// # Errors
 /// [`Error::CannotRun`] if they cannot be suspended, or would kill the target if we died.
 pub(crate) fn suspend(pid: Pid, tid: Tid, calls: &[Call]) -> Result<()> {
     let refuse = |why| Err(Error::CannotRun { pid, why });
+    match judge(tid, calls) {
+        Judgement::Harmless => {}
+        Judgement::Fatal(call) => return refuse(Unsuitable::SeccompKills { tid, call }),
+        Judgement::Unknown if !is_filtered(pid, tid)? => return Ok(()),
+        Judgement::Unknown => return refuse(Unsuitable::Seccomp(tid)),
+    }
+    match ptrace::set_options(tid, ptrace::O_TRACESYSGOOD | ptrace::O_SUSPEND_SECCOMP) {
+        Err(_) if is_filtered(pid, tid)? => refuse(Unsuitable::Seccomp(tid)),
+        _ => Ok(()),
+    }
+}
+
+/// The call for which the filters of a stopped thread may kill it, if there is one; the first where the filters cannot be read.
+pub(crate) fn fatal(tid: Tid, calls: &[Call]) -> Option<&'static str> {
+    match judge(tid, calls) {
+        Judgement::Harmless => None,
+        Judgement::Fatal(call) => Some(call),
+        Judgement::Unknown => calls.first().map(|call| call.name),
+    }
+}
+
+fn judge(tid: Tid, calls: &[Call]) -> Judgement {
     for index in 0..FILTERS_MAX {
         match ptrace::seccomp_filter(tid, index) {
             Ok(filter) => {
@@ -45,20 +77,18 @@ pub(crate) fn suspend(pid: Pid, tid: Tid, calls: &[Call]) -> Result<()> {
                     let harmless =
                         matches!(action, RET_ALLOW | RET_LOG) || (action == RET_ERRNO && !call.vital);
                     if !harmless {
-                        return refuse(Unsuitable::SeccompKills { tid, call: call.name });
+                        return Judgement::Fatal(call.name);
                     }
                 }
             }
             // No more of them, or none at all.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => break,
-            Err(_) if !is_filtered(pid, tid)? => return Ok(()),
-            Err(_) => return refuse(Unsuitable::Seccomp(tid)),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => {
+                return Judgement::Harmless;
+            }
+            Err(_) => return Judgement::Unknown,
         }
     }
-    match ptrace::set_options(tid, ptrace::O_TRACESYSGOOD | ptrace::O_SUSPEND_SECCOMP) {
-        Err(_) if is_filtered(pid, tid)? => refuse(Unsuitable::Seccomp(tid)),
-        _ => Ok(()),
-    }
+    Judgement::Harmless
 }
 
 /// Whether the thread is under seccomp, in any mode.

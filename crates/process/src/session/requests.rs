@@ -470,7 +470,7 @@ impl Session {
         let sites = plan::new_sites(&target, &maps, &objects, &self.document, loaded)?;
         self.document.sites.extend(sites);
         if runtime::is_needed(patch) && self.document.runtime.is_none() {
-            self.document.runtime = Some(runtime::plan(&objects, &mut batch)?);
+            self.document.runtime = Some(self.plan_runtime(&objects, &mut batch)?);
         }
         self.plan_libraries(&objects, &maps, &mut batch)?;
         self.know_libraries(&objects)?;

@@ -16,6 +16,7 @@ use crate::state::state_area;
 use crate::target::maps::{Mapping, Maps};
 use crate::threads::StoppedProcess;
 use crate::{RemoteAddr, Result};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 use ugraft_runtime::layout::NEAR_MAGIC;
@@ -109,7 +110,7 @@ impl Session {
         }
         self.area = None;
         self.document.unwinder = None;
-        let areas: Vec<_> = runs(maps.iter().filter(|m| m.name.starts_with(PREFIX)));
+        let areas = runs(maps, |_| true);
         if areas.is_empty() { Ok(()) } else { self.unmap(&areas) }
     }
 
@@ -128,9 +129,13 @@ impl Session {
         {
             named.retain(|range| *range != unwinder.mapping);
         }
-        let ours = maps.iter().filter(|m| m.name.starts_with(PREFIX));
-        let mut left =
-            runs(ours.filter(|m| !named.iter().any(|range| range.start <= m.start && m.end <= range.end)));
+        // The whole file behind them is in use: what the runtime has mapped by itself, too.
+        let in_use: BTreeSet<u64> = maps
+            .iter()
+            .filter(|m| named.iter().any(|range| range.start <= m.start && m.end <= range.end))
+            .map(|m| m.inode)
+            .collect();
+        let mut left = runs(maps, |m| !in_use.contains(&m.inode));
         left.extend(self.strays(maps));
         Ok(left)
     }
@@ -150,20 +155,37 @@ impl Session {
 
     /// Bytes of address space that our mappings take in the target.
     pub(crate) fn mapped_bytes(maps: &Maps) -> u64 {
-        maps.iter().filter(|m| m.name.starts_with(PREFIX)).map(Mapping::len).sum()
+        runs(maps, |_| true).iter().map(|range| range.end.0 - range.start.0).sum()
     }
 }
 
-/// The mappings as whole memfds: parts with different protections side by side belong together.
-fn runs<'m>(mappings: impl Iterator<Item = &'m Mapping>) -> Vec<Range<RemoteAddr>> {
-    let mut runs: Vec<(Range<RemoteAddr>, u64)> = Vec::new();
-    for m in mappings {
-        match runs.last_mut() {
-            Some((run, inode)) if run.end == m.start && *inode == m.inode => run.end = m.end,
-            _ => runs.push((m.range(), m.inode)),
+/// Mappings of ours that `wanted` picks, each as it was made: its parts have different protections by now, and over some of it
+/// the runtime has put memory of no file.
+fn runs(maps: &Maps, wanted: impl Fn(&Mapping) -> bool) -> Vec<Range<RemoteAddr>> {
+    let mut runs: Vec<Range<RemoteAddr>> = Vec::new();
+    let mut last: Option<&Mapping> = None;
+    // Where memory of no file ends that began at the end of the last run.
+    let mut covered = RemoteAddr(0);
+    for m in maps {
+        if m.name.starts_with(PREFIX) && wanted(m) {
+            match runs.last_mut() {
+                Some(run) if covered == m.start && last.is_some_and(|last| were_one(last, m)) => {
+                    run.end = m.end;
+                }
+                _ => runs.push(m.range()),
+            }
+            (last, covered) = (Some(m), m.end);
+        } else if covered == m.start && m.name.is_empty() && m.inode == 0 && !m.shared {
+            covered = m.end;
         }
     }
-    runs.into_iter().map(|(run, _)| run).collect()
+    runs
+}
+
+/// Whether two parts of a file lie as far from each other in memory as they do in the file.
+fn were_one(one: &Mapping, other: &Mapping) -> bool {
+    let place = |m: &Mapping| m.start.0.wrapping_sub(m.offset.0);
+    one.inode == other.inode && place(one) == place(other)
 }
 
 /// Whether `maps` show any memory of ours.
@@ -181,4 +203,48 @@ pub(crate) fn is_arena(mapping: &Mapping) -> bool {
 #[must_use]
 pub fn is_area(mapping: &Mapping) -> bool {
     state_area::is_named(mapping, state_area::AREA_NAME)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn runs_of(text: &str) -> Vec<[u64; 2]> {
+        let maps = Maps::parse(text).unwrap();
+        runs(&maps, |_| true).iter().map(|range| [range.start.0, range.end.0]).collect()
+    }
+
+    #[test]
+    fn what_the_runtime_maps_is_found_whole() {
+        let chunk = "\
+10000-11000 ---s 00003000 00:01 7 /memfd:ugraft:runtime (deleted)
+11000-13000 rw-p 00000000 00:00 0 
+13000-14000 ---s 00006000 00:01 7 /memfd:ugraft:runtime (deleted)
+";
+        assert_eq!(runs_of(chunk), [[0x10000, 0x14000]]);
+        // Another chunk beside it, of which the memory is not there yet.
+        let next = "14000-20000 ---s 00003000 00:01 7 /memfd:ugraft:runtime (deleted)\n";
+        assert_eq!(runs_of(&format!("{chunk}{next}")), [[0x10000, 0x14000], [0x14000, 0x20000]]);
+        // The memory may be in parts.
+        let parts = chunk.replace("11000-13000 rw-p", "11000-12000 ---p 00000000 00:00 0 \n12000-13000 rw-p");
+        assert_eq!(runs_of(&parts), [[0x10000, 0x14000]]);
+    }
+
+    #[test]
+    fn what_lies_between_is_ours_only_where_it_was_one_mapping() {
+        let text = "\
+10000-11000 ---s 00003000 00:01 7 /memfd:ugraft:runtime (deleted)
+11000-13000 rw-p 00000000 00:00 0 
+13000-14000 ---s 00006000 00:01 7 /memfd:ugraft:runtime (deleted)
+";
+        let apart = [[0x10000, 0x11000], [0x13000, 0x14000]];
+        // Two mappings of the program's memory between.
+        assert_eq!(runs_of(&text.replace("00006000", "00003000")), apart);
+        assert_eq!(runs_of(&text.replace("00006000 00:01 7", "00006000 00:01 8")), apart);
+        // A file, or shared memory, or a hole between.
+        assert_eq!(runs_of(&text.replace("00:00 0 ", "fe:00 9 /lib/libc.so.6")), apart);
+        assert_eq!(runs_of(&text.replace("rw-p", "rw-s")), apart);
+        assert_eq!(runs_of(&text.replace("11000-13000", "11000-12000")), apart);
+        assert_eq!(runs_of(&text.replace("11000-13000", "12000-13000")), apart);
+    }
 }

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 #![cfg_attr(test, allow(dead_code, reason = "patches call what the tests do not"))]
 
+mod chunk;
 pub mod decode;
 pub mod elf;
 pub mod entry;

@@ -118,44 +118,64 @@ unsafe fn allocate(
     constructor_data: *mut c_void,
     existing_too: bool,
 ) -> *mut c_void {
-    let list = list(object);
+    let existing = |found: *mut c_void| {
+        if existing_too {
+            return found;
+        }
+        report(object, id, 0);
+        ptr::null_mut()
+    };
+    let found = klp_shadow_get(object, id);
+    if !found.is_null() {
+        return existing(found);
+    }
     let whole = size.wrapping_add(size_of::<Shadow>());
-    if whole < size {
+    // As in the kernel, memory is found before the lock is taken: that may take a while.
+    let new = if whole < size { ptr::null_mut() } else { heap::allocate(whole).cast::<Shadow>() };
+    if new.is_null() {
         return ptr::null_mut();
     }
-    let (result, failure) = list.lock.with(|| {
+    let list = list(object);
+    let made = list.lock.with(|| {
         // SAFETY: under the lock; a new entry is ours until it is in the list.
         unsafe {
             let found = find(list, object, id);
             if !found.is_null() {
-                return (
-                    if existing_too { data(found) } else { ptr::null_mut() },
-                    (!existing_too).then_some(0),
-                );
-            }
-            let new = heap::allocate(whole).cast::<Shadow>();
-            if new.is_null() {
-                return (ptr::null_mut(), None);
+                return Err(Unmade::Exists(data(found)));
             }
             new.write(Shadow { next: *list.first.get(), object, id, size });
-            ptr::write_bytes(data(new).cast::<u8>(), 0, size);
             if let Some(constructor) = constructor {
                 let value = constructor(object, data(new), constructor_data);
                 if value != 0 {
-                    heap::free(new.cast(), whole);
-                    return (ptr::null_mut(), Some(value));
+                    return Err(Unmade::Refused(value));
                 }
             }
             // A fork, or somebody who reads without the lock, must not find the entry before its content.
             compiler_fence(Ordering::Release);
             list.first.get().write_volatile(new);
-            (data(new), None)
+            Ok(data(new))
         }
     });
-    if let Some(value) = failure {
-        report(object, id, value);
+    if made.is_err() {
+        // SAFETY: nobody has seen it but the constructor.
+        unsafe { heap::free(new.cast(), whole) };
     }
-    result
+    match made {
+        Ok(made) => made,
+        Err(Unmade::Exists(found)) => existing(found),
+        Err(Unmade::Refused(value)) => {
+            report(object, id, value);
+            ptr::null_mut()
+        }
+    }
+}
+
+/// Why a variable was not made.
+enum Unmade {
+    /// There is one.
+    Exists(*mut c_void),
+    /// The constructor returned this.
+    Refused(i32),
 }
 
 /// Says what the kernel says: `value` is the constructor's, or 0 of a duplicate.

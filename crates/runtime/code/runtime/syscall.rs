@@ -15,10 +15,12 @@ const READ: usize = 0;
 const CLOSE: usize = 3;
 const FSTAT: usize = 5;
 const MMAP: usize = 9;
+const MPROTECT: usize = 10;
 const MUNMAP: usize = 11;
 const BRK: usize = 12;
 const PREAD64: usize = 17;
 const PWRITE64: usize = 18;
+const MREMAP: usize = 25;
 const NANOSLEEP: usize = 35;
 const GETPID: usize = 39;
 const GETTID: usize = 186;
@@ -40,11 +42,13 @@ pub const O_RDWR: i32 = 2;
 pub const O_NOCTTY: i32 = 0o400;
 pub const O_NONBLOCK: i32 = 0o4000;
 const O_CLOEXEC: i32 = 0o2_000_000;
+const PROT_NONE: usize = 0;
 /// `PROT_READ` of sys/mman.h, and so on.
 pub const PROT_READ: usize = 1;
 pub const PROT_WRITE: usize = 2;
 pub const PROT_EXEC: usize = 4;
 const MAP_PRIVATE: usize = 2;
+const MAP_FIXED: usize = 0x10;
 const MAP_ANONYMOUS: usize = 0x20;
 const MAP_FIXED_NOREPLACE: usize = 0x10_0000;
 /// The size of a page.
@@ -199,6 +203,33 @@ pub fn map(at: u64, len: usize, protection: usize) -> Result<u64, Errno> {
         return Err(Errno(EEXIST));
     }
     Ok(found)
+}
+
+/// Maps the file that is mapped shared at `page` once more, from the same place in it on, with the same access: `len` bytes, anywhere
+/// (mremap(2) with an old size of 0).
+pub fn map_again(page: u64, len: usize) -> Result<u64, Errno> {
+    const MREMAP_MAYMOVE: usize = 1;
+    // SAFETY: it only adds a mapping.
+    unsafe { again(MREMAP, [page as usize, 0, len, MREMAP_MAYMOVE, 0, 0]) }.map(|at| at as u64)
+}
+
+/// Puts private memory of no file, without access, in the place of what is mapped there.
+///
+/// # Safety
+/// Nobody may use what is there any more.
+pub unsafe fn map_over(at: u64, len: usize) -> Result<(), Errno> {
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    // SAFETY: the caller's promise.
+    unsafe { again(MMAP, [at as usize, len, PROT_NONE, flags, usize::MAX, 0]) }.map(drop)
+}
+
+/// Changes the access to memory.
+///
+/// # Safety
+/// Nobody may rely on the access that is taken away.
+pub unsafe fn protect(at: u64, len: usize, protection: usize) -> Result<(), Errno> {
+    // SAFETY: the caller's promise.
+    unsafe { again(MPROTECT, [at as usize, len, protection, 0, 0, 0]) }.map(drop)
 }
 
 /// Unmaps memory. What the kernel refuses stays.

@@ -2,11 +2,13 @@
 
 use super::format::{Text, VaList, format};
 use super::lock::Lock;
-use super::{heap, log, shadow, state};
+use super::{chunk, heap, log, shadow, state};
 use crate::layout::TEXT_MAX;
 use std::ffi::{CString, c_void};
+use std::io::Read;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Barrier, Once};
 use std::thread;
 use std::time::Duration;
 
@@ -66,8 +68,26 @@ extern "C" fn set(_: *mut c_void, data: *mut c_void, value: *mut c_void) -> i32 
     0
 }
 
+/// Has the heap map memory, as the tool does.
+fn have_it_grow() {
+    static MADE: Once = Once::new();
+    MADE.call_once(|| {
+        const PAGE: usize = 4096;
+        // SAFETY: a file and a mapping of the test's own.
+        unsafe {
+            let fd = libc::memfd_create(c"ugraft:runtime".as_ptr(), libc::MFD_CLOEXEC);
+            assert!(fd >= 0 && libc::ftruncate(fd, 8 * PAGE as i64) == 0);
+            let seed =
+                libc::mmap(ptr::null_mut(), PAGE, libc::PROT_NONE, libc::MAP_SHARED, fd, 7 * PAGE as i64);
+            assert!(seed != libc::MAP_FAILED && libc::close(fd) == 0);
+            chunk::SEED.store(seed.expose_provenance() as u64, Ordering::SeqCst);
+        }
+    });
+}
+
 #[test]
 fn shadow_variables_come_and_go() {
+    have_it_grow();
     let object = |n: usize| ptr::without_provenance_mut::<c_void>(0x1000 + 8 * n);
     const ID: u64 = 0x71;
     // SAFETY: constructors are what they must be, and no variable is used after it is freed.
@@ -88,24 +108,184 @@ fn shadow_variables_come_and_go() {
         assert!(!shadow::klp_shadow_get(object(4), ID).is_null());
         shadow::klp_shadow_free_all(ID, None);
         assert!((0..10_000).all(|n| shadow::klp_shadow_get(object(n), ID).is_null()));
-        // What was freed is used again: more in all than the heap has.
+        // What was freed is used again.
         for _ in 0..100 {
             let large = shadow::klp_shadow_alloc(object(0), ID, 1 << 20, 0, None, ptr::null_mut());
             assert!(!large.is_null());
             shadow::klp_shadow_free(object(0), ID, None);
         }
-        assert!(shadow::klp_shadow_alloc(object(0), ID, 1 << 40, 0, None, ptr::null_mut()).is_null());
+        assert!(shadow::klp_shadow_alloc(object(0), ID, 1 << 46, 0, None, ptr::null_mut()).is_null());
         assert!(shadow::klp_shadow_alloc(object(0), ID, usize::MAX, 0, None, ptr::null_mut()).is_null());
+    }
+}
+
+fn is_all(bytes: &[u8], value: u8) -> bool {
+    match bytes {
+        [] => true,
+        [first, rest @ ..] => *first == value && *rest == bytes[..rest.len()],
+    }
+}
+
+/// A block of the heap's, filled with something of its own.
+struct Filled {
+    at: *mut u8,
+    len: usize,
+    with: u8,
+}
+
+impl Filled {
+    /// `len` bytes, if there are any, which were all zero.
+    fn new(len: usize, with: u8) -> Option<Self> {
+        let at = heap::allocate(len);
+        if at.is_null() {
+            return None;
+        }
+        assert!(at.addr().is_multiple_of(16));
+        // SAFETY: the heap gave these bytes.
+        unsafe {
+            assert!(is_all(std::slice::from_raw_parts(at, len), 0), "it is not all zero");
+            ptr::write_bytes(at, with, len);
+        }
+        Some(Self { at, len, with })
+    }
+}
+
+impl Drop for Filled {
+    fn drop(&mut self) {
+        // SAFETY: its own bytes, which nobody uses any more.
+        unsafe {
+            let bytes = std::slice::from_raw_parts(self.at, self.len);
+            assert!(is_all(bytes, self.with), "somebody else has written here");
+            heap::free(self.at, self.len);
+        }
     }
 }
 
 #[test]
 fn blocks_do_not_overlap() {
-    let blocks: Vec<(usize, usize)> = (1..200).map(|n| (heap::allocate(n * 7).addr(), n * 7)).collect();
-    for (i, (at, size)) in blocks.iter().enumerate() {
-        assert!(*at != 0);
-        assert!(blocks[..i].iter().all(|(other, len)| other + len <= *at || at + size <= *other));
+    have_it_grow();
+    let sizes =
+        (1..200).map(|n| n * 7).chain([1 << 20, 3 << 20, (20 << 20) + 1]).chain((1..200).map(|n| n * 997));
+    let blocks: Vec<_> =
+        sizes.zip((1..=u8::MAX).cycle()).map(|(len, with)| Filled::new(len, with).unwrap()).collect();
+    for (i, block) in blocks.iter().enumerate() {
+        let (at, end) = (block.at.addr(), block.at.addr() + block.len);
+        assert!(blocks[..i].iter().all(|other| other.at.addr() + other.len <= at || end <= other.at.addr()));
     }
+}
+
+#[test]
+fn many_threads_need_more_memory_at_once() {
+    have_it_grow();
+    thread::scope(|scope| {
+        for thread in 1..=8u8 {
+            scope.spawn(move || {
+                let (mut seed, mut kept) = (u64::from(thread), Vec::new());
+                for _ in 0..2000 {
+                    seed =
+                        seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    let len = 1 + (seed >> 40) as usize % (1 << (6 + (seed >> 33) % 15));
+                    kept.push(Filled::new(len, thread).unwrap());
+                    if kept.len() > 40 {
+                        kept.swap_remove((seed >> 35) as usize % 40);
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn chunks_that_come_at_once_are_all_used() {
+    have_it_grow();
+    const LARGE: usize = 64 << 20;
+    let all = Barrier::new(8);
+    thread::scope(|scope| {
+        for thread in 1..=8u8 {
+            let all = &all;
+            scope.spawn(move || {
+                let (mut large, mut small) = (Vec::new(), Vec::new());
+                for round in 0..50 {
+                    all.wait();
+                    // It takes a chunk of its own, the rest of which goes to the lists.
+                    let block = heap::allocate(LARGE);
+                    assert!(!block.is_null());
+                    large.push(block);
+                    small.extend((0..4).map(|n| Filled::new(60 << ((round + n) % 5), thread).unwrap()));
+                }
+                for block in large {
+                    // SAFETY: nobody uses it.
+                    unsafe { heap::free(block, LARGE) };
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn a_child_that_was_made_meanwhile_has_memory() {
+    have_it_grow();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for with in 1..=2 {
+            let done = &done;
+            scope.spawn(move || {
+                while !done.load(Ordering::SeqCst) {
+                    drop(Filled::new(2 << 20, with).unwrap());
+                    drop((0..100).map(|n| Filled::new(n * 100, with).unwrap()).collect::<Vec<_>>());
+                }
+            });
+        }
+        let children: Vec<_> = (0..10).map(|_| forked(|| Filled::new(5 << 20, 9).is_some())).collect();
+        done.store(true, Ordering::SeqCst);
+        assert!(children.iter().all(|status| *status == 0), "{children:?}");
+    });
+}
+
+#[test]
+fn there_is_no_more_where_nothing_may_be_mapped() {
+    have_it_grow();
+    let status = forked(|| {
+        let seed = chunk::SEED.swap(0, Ordering::SeqCst);
+        // What other tests have had mapped is there, too.
+        let blocks = (0..1 << 20).take_while(|_| !heap::allocate(100 << 10).is_null()).count();
+        chunk::SEED.store(seed, Ordering::SeqCst);
+        blocks < 1 << 20 && !heap::allocate(100 << 10).is_null()
+    });
+    assert_eq!(status, 0);
+}
+
+#[test]
+fn limits_of_memory_are_respected() {
+    for resource in [libc::RLIMIT_AS, libc::RLIMIT_DATA] {
+        respects(resource);
+    }
+}
+
+fn respects(resource: libc::__rlimit_resource_t) {
+    have_it_grow();
+    let status = forked(|| {
+        let limit = |bytes: u64| {
+            let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
+            // SAFETY: it reads a structure.
+            unsafe { libc::setrlimit(resource, &limit) == 0 }
+        };
+        // The number of pages that are mapped comes first. Nothing is to be allocated for it.
+        let mapped = || {
+            let mut text = [0; 256];
+            let len =
+                std::fs::File::open("/proc/self/statm").and_then(|mut file| file.read(&mut text)).unwrap();
+            let end = text[..len].iter().position(|byte| *byte == b' ').unwrap();
+            text[..end].iter().fold(0u64, |number, digit| number * 10 + u64::from(digit - b'0'))
+        };
+        // Less than there is already.
+        let lowered = limit(1 << 20);
+        let before = mapped();
+        let refused = heap::allocate(200 << 20).is_null();
+        let unchanged = mapped() == before;
+        lowered && refused && unchanged && limit(libc::RLIM_INFINITY) && !heap::allocate(200 << 20).is_null()
+    });
+    assert_eq!(status, 0);
 }
 
 #[test]
