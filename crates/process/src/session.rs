@@ -109,9 +109,7 @@ impl Session {
             }
             target => (target?, Lock::take(pid)?),
         };
-        let maps = target.maps()?;
-        let found = StateArea::find_document(target.memory(), &maps).map_err(|e| target.cause_of(e))?;
-        let (area, written) = found.unzip();
+        let (maps, area, written) = find_document(&target)?;
         let document = written.as_deref().map_or_else(|| Ok(Document::default()), Document::parse)?;
         document.check_version(pid)?;
         Ok(Self { began, ..Self::of(target, maps, area, document, Some(lock)) })
@@ -315,6 +313,24 @@ impl Session {
                     std::thread::sleep(PAUSE);
                 }
                 done => return done,
+            }
+        }
+    }
+}
+
+/// The target's mappings, with the state area among them and the document that counts. Where a tool was killed, a thread may just be giving
+/// the area back: then it is looked for once more.
+fn find_document(target: &Target) -> Result<(Maps, Option<StateArea>, Option<Vec<u8>>)> {
+    const TRIES: usize = 3;
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let maps = target.maps()?;
+        match StateArea::find_document(target.memory(), &maps) {
+            Err(Error::Memory { .. }) if tries < TRIES => {}
+            found => {
+                let (area, document) = found.map_err(|e| target.cause_of(e))?.unzip();
+                return Ok((maps, area, document));
             }
         }
     }
