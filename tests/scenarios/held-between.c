@@ -5,11 +5,8 @@
 //@ file target.c
 #include "target.h"
 #include <signal.h>
-#include <sys/prctl.h>
-#include <ucontext.h>
-static volatile int inside, go, held, release;
-static volatile enum { NOWHERE, STUB, ENTRY } place;
-static uintptr_t stub_start, stub_end;
+#include <sys/syscall.h>
+static volatile int inside = 1, held, release;
 PATCHABLE int inner(int v) { return v; }
 PATCHABLE int outer(int v)
 {
@@ -20,71 +17,46 @@ PATCHABLE int outer(int v)
 	}
 	return inner(v * 10);
 }
-/* Holds the thread if the signal met it at the place that is asked for. */
-static void hold(int signal, siginfo_t *info, void *context)
+/* Holds the thread wherever the signal met it. */
+static void hold(int signal)
 {
-	uintptr_t pc = (uintptr_t)((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP];
-	(void)signal, (void)info;
-	if ((place == STUB && pc >= stub_start && pc < stub_end) || (place == ENTRY && pc == (uintptr_t)inner)) {
-		place = NOWHERE;
-		held = 1;
-		while (!release)
-			usleep(1000);
-		held = 0;
-	}
+	(void)signal;
+	tell("held");
+	held = 1;
+	while (!release)
+		usleep(1000);
+	held = 0;
 }
 static void *work(void *arg)
 {
-	prctl(PR_SET_NAME, "worker");
+	tell("worker %ld, outer %lx, inner %lx", syscall(SYS_gettid), (long)outer, (long)inner);
 	outer(0);
 	tell("outside");
-	for (;;) {
+	for (;;)
 		if (outer(0) % 11)
 			tell("mixed");
-		/* Twice as long outside, or it would seldom be met there. */
-		for (volatile int i = 0; i < 100; i++)
-			;
-	}
 	return arg;
-}
-static void find_stubs(void)
-{
-	char line[512];
-	unsigned long start, end;
-	FILE *maps = fopen("/proc/self/maps", "r");
-	while (maps && fgets(line, sizeof line, maps))
-		if (strstr(line, "r-x") && strstr(line, "ugraft:transition") && sscanf(line, "%lx-%lx", &start, &end) == 2)
-			stub_start = start, stub_end = end;
-	fclose(maps);
 }
 int main(void)
 {
 	pthread_t thread;
-	struct sigaction action = { .sa_sigaction = hold, .sa_flags = SA_SIGINFO | SA_RESTART };
+	struct sigaction action = { .sa_handler = hold, .sa_flags = SA_RESTART };
 	sigaction(SIGUSR1, &action, NULL);
-	inside = 1;
 	pthread_create(&thread, NULL, work, NULL);
 	for (const char *c; (c = command());) {
 		if (!strcmp(c, "leave")) {
 			inside = 0;
-		} else if (!strcmp(c, "release")) {
+		} else {
 			release = 1;
 			while (held)
 				usleep(1000);
-			tell("released");
-		} else {
-			find_stubs();
 			release = 0;
-			place = !strcmp(c, "stub") ? STUB : ENTRY;
-			while (!held) {
-				pthread_kill(thread, SIGUSR1);
-				usleep(20);
-			}
-			tell("held");
+			tell("released");
 		}
 	}
 	return 0;
 }
+//@ build cc -O2 -Wall -Werror $SUPPORT/leave_at.c -o leave_at
 
 //@ file fix.c
 #include <ugraft/livepatch.h>
@@ -103,6 +75,7 @@ KLP_PATCH(patch);
 
 // The thread is inside at the beginning, so that it is one of those that have to switch; then it only calls.
 //@ start target
+//@ expect worker [=tid], outer [=outer], inner [=inner]
 //@ expect inside
 //@ $ ugraft load fix.o --pid $PID --keep --timeout 500ms --quiet
 //! [...]
@@ -110,14 +83,15 @@ KLP_PATCH(patch);
 //@ say leave
 //@ expect outside
 
-//@ say stub
+// Behind the instruction that has told the side, with SIGUSR1.
+//@ $ ./leave_at $PID $tid $outer 147 10
 //@ expect held
 //@ $ ugraft wait fix --pid $PID --timeout 1s
 //! [...]
 //= 5
 //@ say release
 //@ expect released
-//@ say entry
+//@ $ ./leave_at $PID $tid $inner entry 10
 //@ expect held
 //@ $ ugraft wait fix --pid $PID --timeout 1s
 //! [...]

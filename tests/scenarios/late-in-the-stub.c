@@ -2,8 +2,8 @@
 // transition word by then, it goes to the new version whatever is said of it later; so it must not count as a thread that is
 // yet to choose, though it stands where such threads stand.
 
-//@ variant word-read OFFSET=27
-//@ variant word-used OFFSET=101
+//@ variant word-read OFFSET=26
+//@ variant at-the-table OFFSET=72
 //@ file target.c
 #include "target.h"
 #include <sys/syscall.h>

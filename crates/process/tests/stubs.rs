@@ -12,54 +12,62 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU8, AtomicU64, Ordering};
 use std::time::Instant;
 use ugraft_process::RemoteAddr;
-use ugraft_process::code::pending::{Capacity, HASH_MULTIPLIER, PendingTable, key_of};
-use ugraft_process::code::stub::{
-    MAX_LEN, Stub, UNDECIDED, UNDECIDED_DEPTH, WORD_BEGUN, WORD_SWAPPED, WORD_TABLE, goes_by,
-};
+use ugraft_process::code::pending::{Capacity, HASH_MULTIPLIER, PendingTable, key_of, tables_at};
+use ugraft_process::code::stub::{MAX_LEN, Stub, UNDECIDED, UNDECIDED_DEPTH, goes_by};
 use ugraft_process::code::trampoline;
 
-/// The part of the state area that stubs read, in our own memory.
+/// What stubs read, in our own memory.
 struct Area {
-    word: AtomicU8,
+    word: AtomicU64,
     gate: AtomicI32,
-    tables: [UnsafeCell<Box<[u8]>>; 2],
+    tables: [RemoteAddr; 2],
+    /// Where the tables lie.
+    _memory: UnsafeCell<Box<[Aligned]>>,
 }
+
+/// Memory at a multiple of its size.
+#[derive(Clone)]
+#[repr(align(32))]
+struct Aligned(#[expect(dead_code, reason = "for its size")] [u8; 32]);
 
 // SAFETY: Tables change as a whole only while no other thread runs a stub; else by single bytes, atomically.
 unsafe impl Sync for Area {}
 
 impl Area {
     fn new(capacity: Capacity) -> Self {
-        let table = || UnsafeCell::new(vec![0; capacity.bytes()].into_boxed_slice());
-        Self { word: AtomicU8::new(0), gate: AtomicI32::new(0), tables: [table(), table()] }
-    }
-
-    fn table_addr(&self, i: usize) -> RemoteAddr {
-        // SAFETY: Only the address is taken.
-        RemoteAddr(unsafe { (*self.tables[i].get()).as_ptr() as u64 })
+        let (_, len) = tables_at(RemoteAddr(0), capacity);
+        let memory = vec![Aligned([0; 32]); (len as usize).div_ceil(32)];
+        let mut memory = memory.into_boxed_slice();
+        let (tables, _) = tables_at(RemoteAddr(memory.as_mut_ptr() as u64), capacity);
+        let (word, gate) = (AtomicU64::new(0), AtomicI32::new(0));
+        Self { word, gate, tables, _memory: UnsafeCell::new(memory) }
     }
 
     fn set_table(&self, i: usize, table: &PendingTable) {
-        // SAFETY: See the Sync impl.
-        unsafe { (*self.tables[i].get()).copy_from_slice(table.as_bytes()) };
+        self.write(i, 0, table.as_bytes());
     }
 
     fn write(&self, i: usize, offset: usize, bytes: &[u8]) {
-        // SAFETY: See the Sync impl.
-        unsafe { (&mut (*self.tables[i].get()))[offset..offset + bytes.len()].copy_from_slice(bytes) };
+        let to = (self.tables[i].0 as usize + offset) as *mut u8;
+        // SAFETY: Within the table; and see the Sync impl.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
     }
 
     /// The one byte that strikes a thread.
     fn strike(&self, i: usize, offset: usize) {
         // SAFETY: Within the table; stubs read the byte with one load.
-        unsafe { AtomicU8::from_ptr((*self.tables[i].get()).as_mut_ptr().add(offset)) }
+        unsafe { AtomicU8::from_ptr((self.tables[i].0 as usize + offset) as *mut u8) }
             .store(0, Ordering::Release);
+    }
+
+    /// Begins, or turns round, so that this table is valid; `None` is before the begin.
+    fn make_valid(&self, table: Option<usize>) {
+        self.word.store(table.map_or(0, |table| self.tables[table].0), Ordering::SeqCst);
     }
 
     fn stub(&self, capacity: Capacity) -> Stub {
         Stub {
             word: RemoteAddr(self.word.as_ptr() as u64),
-            tables: [self.table_addr(0), self.table_addr(1)],
             gate: RemoteAddr(self.gate.as_ptr() as u64),
             capacity,
             source: end1_addr(),
@@ -68,12 +76,12 @@ impl Area {
     }
 }
 
-/// The contract, in one line: which end, by the word and by whether each of the tables has the thread pending.
-fn model(word: u8, pending: [bool; 2]) -> u64 {
-    let pending = pending[usize::from(word & WORD_TABLE != 0)];
-    let swapped = word & WORD_SWAPPED != 0;
-    if word & WORD_BEGUN != 0 && pending == swapped { 2 } else { 1 }
+/// The contract, in one line: which end, by the table that is valid and by whether it has the thread pending.
+fn model(valid: Option<usize>, pending: [bool; 2]) -> u64 {
+    if valid.is_some_and(|table| pending[table] == (table == 1)) { 2 } else { 1 }
 }
+
+const WORDS: [Option<usize>; 3] = [None, Some(0), Some(1)];
 
 /// The stub, alone in a mapping near `hint`.
 fn place(stub: &Stub, hint: u64) -> Code {
@@ -113,12 +121,12 @@ fn keeps_everything_and_picks_the_side() {
             assert_eq!(table.is_pending(fs_base()), pending);
             area.set_table(i, &table);
         }
-        for word in 0..8 {
-            area.word.store(word, Ordering::Relaxed);
+        for valid in WORDS {
+            area.make_valid(valid);
             for code in &codes {
                 let before = random.cpu();
                 let after = run(code.addr(), &before);
-                assert_eq!(after.end, model(word, pending), "word {word} pending {pending:?}");
+                assert_eq!(after.end, model(valid, pending), "valid {valid:?} pending {pending:?}");
                 assert_eq!(after, before.at_end(after.end));
             }
         }
@@ -149,17 +157,15 @@ fn random_tables_against_a_set() {
                     pending.remove(&key_of(*key));
                 }
             }
-            let second = round & 1 != 0;
-            area.set_table(second.into(), &table);
-            let mut word = random.below(8) as u8 | WORD_BEGUN;
-            word = word & !WORD_TABLE | if second { WORD_TABLE } else { 0 };
-            area.word.store(word, Ordering::Relaxed);
+            let valid = Some((round & 1) as usize);
+            area.set_table((round & 1) as usize, &table);
+            area.make_valid(valid);
             let mut cpu = exec::Cpu::new([round; 15], 0, [0; 16], [0; 16]);
             cpu.fs_base = fs_base;
             let is_pending = pending.contains(&key_of(fs_base));
             assert_eq!(table.is_pending(fs_base), is_pending);
             let end = run(code.addr(), &cpu).end;
-            assert_eq!(end, model(word, [is_pending; 2]), "round {round} {keys:x?} {fs_base:#x}");
+            assert_eq!(end, model(valid, [is_pending; 2]), "round {round} {keys:x?} {fs_base:#x}");
         }
     }
 }
@@ -175,25 +181,25 @@ fn the_gate_counts_down_for_pending_threads_only() {
     let mut random = Random(3);
     for round in 0..2000 {
         let turns = random.below(50) as i32 - 5;
-        let (begun, pending, swapped) = (round & 1 != 0, round & 2 != 0, round & 4 != 0);
+        let (valid, pending) = (WORDS[random.below(3) as usize], round & 1 != 0);
         let mut table = PendingTable::build([fs_base(), 4096], capacity).unwrap();
         if !pending {
             table.strike(fs_base());
         }
-        area.set_table(0, &table);
+        let listed = valid.unwrap_or_default();
+        area.set_table(listed, &table);
         let here = &raw const table as u64;
         let (from, held) =
             [(0, false), (1, true), (here >> 1, true), (here << 1, false)][random.below(4) as usize];
         let (offset, bytes) = table.hold(fs_base(), from).unwrap();
-        area.write(0, offset, &bytes);
-        let word = if begun { WORD_BEGUN } else { 0 } | if swapped { WORD_SWAPPED } else { 0 };
-        area.word.store(word, Ordering::SeqCst);
+        area.write(listed, offset, &bytes);
+        area.make_valid(valid);
         for code in &codes {
             area.gate.store(turns, Ordering::SeqCst);
             let before = random.cpu();
             let after = run(code.addr(), &before);
-            assert_eq!(after, before.at_end(model(word, [pending, false])));
-            let left = if begun && pending && held { turns.min(0) } else { turns };
+            assert_eq!(after, before.at_end(model(valid, [pending; 2])));
+            let left = if valid.is_some() && pending && held { turns.min(0) } else { turns };
             assert_eq!(area.gate.load(Ordering::SeqCst), left);
         }
     }
@@ -224,7 +230,7 @@ fn a_thread_that_waits_is_struck() {
             area.set_table(0, &table);
             let (offset, bytes) = table.hold(key, 1).unwrap();
             area.write(0, offset, &bytes);
-            area.word.store(WORD_BEGUN, Ordering::SeqCst);
+            area.make_valid(Some(0));
             // For ever, if nobody strikes it.
             area.gate.store(i32::MAX, Ordering::SeqCst);
             ready.wait();
@@ -240,19 +246,20 @@ fn a_thread_that_waits_is_struck() {
 /// What the handler of single steps waits for, and what it does there: a reverse.
 static STEPPED: Stepped = Stepped {
     wanted: AtomicU64::new(0),
-    word: AtomicPtr::new(std::ptr::null_mut()),
-    ecx: AtomicU64::new(u64::MAX),
+    area: AtomicPtr::new(std::ptr::null_mut()),
+    rcx: AtomicU64::new(NOT_THERE),
 };
 
 struct Stepped {
     /// The instruction before which the word changes.
     wanted: AtomicU64,
-    word: AtomicPtr<u8>,
-    /// What was in ecx there.
-    ecx: AtomicU64,
+    area: AtomicPtr<Area>,
+    /// What was in rcx there.
+    rcx: AtomicU64,
 }
 
-const REVERSED: u8 = WORD_BEGUN | WORD_TABLE | WORD_SWAPPED;
+/// In place of what was in rcx.
+const NOT_THERE: u64 = u64::MAX;
 
 /// The flag that makes every instruction end in SIGTRAP.
 const TRAP_FLAG: u64 = 1 << 8;
@@ -269,9 +276,9 @@ extern "C" fn step(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) 
     if here != wanted {
         return;
     }
-    STEPPED.ecx.store(regs[libc::REG_RCX as usize] as u64 & 0xffff_ffff, Ordering::SeqCst);
-    // SAFETY: It points to the word of an area that outlives the steps.
-    unsafe { AtomicU8::from_ptr(STEPPED.word.load(Ordering::SeqCst)) }.store(REVERSED, Ordering::SeqCst);
+    STEPPED.rcx.store(regs[libc::REG_RCX as usize] as u64, Ordering::SeqCst);
+    // SAFETY: It points to an area that outlives the steps.
+    unsafe { &*STEPPED.area.load(Ordering::SeqCst) }.make_valid(Some(1));
 }
 
 /// A thread that stands at one of the undecided instructions while the transition is turned round, and is struck there: if it is
@@ -281,7 +288,7 @@ fn a_late_thread_goes_by_what_it_has_read() {
     let capacity = Capacity::from_slots(16).unwrap();
     let area = Area::new(capacity);
     let code = place(&area.stub(capacity), 0x1_0000_0000);
-    STEPPED.word.store(area.word.as_ptr(), Ordering::SeqCst);
+    STEPPED.area.store((&raw const area).cast_mut(), Ordering::SeqCst);
     // SAFETY: The handler does nothing but atomic stores; the structure lives for the call.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
@@ -301,18 +308,19 @@ fn a_late_thread_goes_by_what_it_has_read() {
         if !UNDECIDED.contains(&offset) {
             continue;
         }
-        area.word.store(WORD_BEGUN, Ordering::SeqCst);
-        STEPPED.ecx.store(u64::MAX, Ordering::SeqCst);
+        area.make_valid(Some(0));
+        STEPPED.rcx.store(NOT_THERE, Ordering::SeqCst);
         STEPPED.wanted.store(i.ip(), Ordering::SeqCst);
         let mut cpu = Random(offset as u64).cpu();
         cpu.flags |= TRAP_FLAG;
         let end = run(code.addr(), &cpu).end;
         STEPPED.wanted.store(0, Ordering::SeqCst);
-        let Ok(ecx) = u32::try_from(STEPPED.ecx.load(Ordering::SeqCst)) else {
+        let rcx = STEPPED.rcx.load(Ordering::SeqCst);
+        if rcx == NOT_THERE {
             // Only listed threads come here.
             continue;
-        };
-        if goes_by(REVERSED, offset, ecx) {
+        }
+        if goes_by(area.tables[1].0, offset, rcx) {
             assert_eq!(end, 1, "at {offset}");
             present += 1;
         } else {
@@ -374,7 +382,7 @@ fn threads_change_sides_only_when_struck() {
             // Everybody is at the source. Begin.
             let mut table = PendingTable::build(all.iter().copied(), capacity).unwrap();
             area.set_table(0, &table);
-            area.word.store(WORD_BEGUN, Ordering::SeqCst);
+            area.make_valid(Some(0));
             settle();
             let mut at_goal = Vec::new();
             for (i, base) in all.iter().enumerate() {
@@ -391,7 +399,7 @@ fn threads_change_sides_only_when_struck() {
             // Reverse: who is at the goal is pending now.
             let mut back = PendingTable::build(at_goal.iter().map(|i| all[*i]), capacity).unwrap();
             area.set_table(1, &back);
-            area.word.store(WORD_BEGUN | WORD_TABLE | WORD_SWAPPED, Ordering::SeqCst);
+            area.make_valid(Some(1));
             settle();
             for i in at_goal {
                 let offset = back.strike(all[i]).unwrap();
@@ -401,7 +409,7 @@ fn threads_change_sides_only_when_struck() {
                 allowed[i].store(1, Ordering::SeqCst);
             }
             settle();
-            area.word.store(0, Ordering::SeqCst);
+            area.make_valid(None);
         }
         stop.store(true, Ordering::SeqCst);
     });
@@ -413,7 +421,6 @@ fn threads_change_sides_only_when_struck() {
 fn disassembles_to_what_is_documented() {
     let stub = Stub {
         word: RemoteAddr(0x1111_2222_3333_4444),
-        tables: [RemoteAddr(0x2222_3333_4444_5550), RemoteAddr(0x3333_4444_5555_6660)],
         gate: RemoteAddr(0x4444_5555_6666_7770),
         capacity: Capacity::for_threads(1000).unwrap(),
         source: RemoteAddr(0x7000_0000),
@@ -430,7 +437,7 @@ fn disassembles_to_what_is_documented() {
         instructions.iter().filter(|i| i.mnemonic() == Mnemonic::Jmp).map(|i| i.near_branch64()).collect();
     assert_eq!(jumps.last(), Some(&stub.source.0));
     assert!(code.windows(8).any(|w| w == stub.goal.0.to_le_bytes()));
-    assert_eq!(mnemonics.iter().filter(|m| **m == Mnemonic::Push).count(), 5);
+    assert_eq!(mnemonics.iter().filter(|m| **m == Mnemonic::Push).count(), 4);
     assert_eq!(mnemonics.iter().filter(|m| **m == Mnemonic::Rdfsbase).count(), 1);
     // Between the ends of what is undecided nothing moves the stack pointer, and the last of it is what decides.
     let undecided = instructions.iter().filter(|i| UNDECIDED.contains(&(i.ip() as i64 - 0x40_0000)));
@@ -491,9 +498,9 @@ fn cost() {
         let others = (1..threads as u64).map(|i| fs_base() - i * 0x80_1000);
         let mut table = PendingTable::build(others.chain([fs_base()]), capacity).unwrap();
         area.set_table(0, &table);
-        area.word.store(0, Ordering::SeqCst);
+        area.make_valid(None);
         let before = measure(code.addr());
-        area.word.store(WORD_BEGUN, Ordering::SeqCst);
+        area.make_valid(Some(0));
         let pending = measure(code.addr());
         table.strike(fs_base());
         area.set_table(0, &table);

@@ -11,10 +11,10 @@ use crate::runtime::syscall::Errno;
 use std::ffi::{CString, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use ugraft_process::RemoteAddr;
-use ugraft_process::code::pending::{Capacity, PendingTable};
+use ugraft_process::code::pending::{Capacity, PendingTable, tables_at};
 use ugraft_process::code::stub::template;
 
 /// Held while the list of libraries changes, or is read as the tool reads it.
@@ -269,11 +269,14 @@ fn memory_near_a_library_comes_and_goes() {
     open.close();
 }
 
+/// Memory at a multiple of its size.
+#[derive(Clone)]
+#[repr(align(32))]
+struct Aligned(#[expect(dead_code, reason = "for its size")] [u8; 32]);
+
 /// During a transition a function leads to a stub that the runtime has filled in: pending threads run the original.
 #[test]
 fn a_stub_picks_the_side_of_its_thread() {
-    const BEGUN: u8 = 1;
-    const SWAPPED: u8 = 4;
     let library = library(SOURCE, &[]);
     let open = open(&library.path);
     let mut file = File::open(&open.object).unwrap();
@@ -286,11 +289,21 @@ fn a_stub_picks_the_side_of_its_thread() {
     // SAFETY: the kernel lets programs read it, as stubs do.
     unsafe { std::arch::asm!("rdfsbase {}", out(reg) fs) };
     let capacity = Capacity::for_threads(1).unwrap();
-    let mut tables =
-        [PendingTable::build([fs], capacity).unwrap(), PendingTable::build([], capacity).unwrap()];
-    let word = AtomicU8::new(0);
-    let at = |table: &PendingTable| RemoteAddr(table.as_bytes().as_ptr() as u64);
-    let made = template(RemoteAddr(word.as_ptr() as u64), [at(&tables[0]), at(&tables[1])], capacity);
+    let mut table = PendingTable::build([fs], capacity).unwrap();
+    let mut memory = vec![Aligned([0; 32]); 2 * capacity.bytes() / 32 + 1];
+    let start = memory.as_mut_ptr().cast::<u8>();
+    let ([first, second], len) = tables_at(RemoteAddr(start as u64), capacity);
+    assert!(len as usize <= memory.len() * 32);
+    let put = |at: RemoteAddr, table: &PendingTable| {
+        // SAFETY: within the memory, which nobody else uses but the stub, on this thread.
+        unsafe {
+            std::ptr::copy_nonoverlapping(table.as_bytes().as_ptr(), at.0 as *mut u8, capacity.bytes())
+        };
+    };
+    put(first, &table);
+    put(second, &table);
+    let word = AtomicU64::new(0);
+    let made = template(RemoteAddr(word.as_ptr() as u64), capacity);
     let template = StubTemplate {
         len: made.len,
         gate_at: made.gate_at,
@@ -304,15 +317,16 @@ fn a_stub_picks_the_side_of_its_thread() {
     text.lead(&site, stub).unwrap();
     let (old, new) = (43, 1002);
     assert_eq!(open.call("exported", 2), old, "it has not begun");
-    word.store(BEGUN, Ordering::SeqCst);
+    word.store(first.0, Ordering::SeqCst);
     assert_eq!(open.call("exported", 2), old, "this thread is pending");
     std::thread::scope(|scope| {
         scope.spawn(|| assert_eq!(open.call("exported", 2), new, "a thread born meanwhile is not"));
     });
-    word.store(BEGUN | SWAPPED, Ordering::SeqCst);
+    word.store(second.0, Ordering::SeqCst);
     assert_eq!(open.call("exported", 2), new, "it is reversed");
-    word.store(BEGUN, Ordering::SeqCst);
-    tables[0].strike(fs);
+    word.store(first.0, Ordering::SeqCst);
+    table.strike(fs);
+    put(first, &table);
     assert_eq!(open.call("exported", 2), new, "this thread is struck");
     let none = StubTemplate { len: 0, ..template };
     assert_eq!(text.fill_stub(near.cell(0), &none, 1, 1), Err(Refusal::NoStub));

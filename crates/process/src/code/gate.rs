@@ -152,9 +152,8 @@ impl Gates {
         let pc = RemoteAddr(regs.rip);
         let offset = |gate: &Gate| pc.distance_from(gate.stub);
         let offset = self.gates.iter().map(offset).find(|offset| UNDECIDED.contains(offset))?;
-        let mut word = [0];
-        memory.read(self.word, &mut word).ok()?;
-        if !goes_by(word[0], offset, regs.rcx as u32) && !canary!("strike-the-late") {
+        let word = memory.read_u64(self.word).ok()?;
+        if !goes_by(word, offset, regs.rcx) && !canary!("strike-the-late") {
             return None;
         }
         let slot = regs.rsp.wrapping_add(UNDECIDED_DEPTH);

@@ -9,8 +9,11 @@
 //! - a key once written keeps its slot for as long as the transition lasts. A thread may be stopped in the middle of a
 //!   probe, for any time (a signal handler can run on top of it), and must find its key where it was. So a table that
 //!   is used again is [renewed](PendingTable::renewed), not built anew;
+//! - a table begins at a multiple of a slot's size, and the two of a transition at addresses that differ as
+//!   [`tables_at`] has them;
 //! - striking a thread is the store of one byte, so a tool that dies leaves it struck or not struck.
 
+use crate::RemoteAddr;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// One slot, as it lies in the target.
@@ -19,7 +22,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub struct Slot {
     /// [`key_of`] the thread's fs base; 0 where the slot was never used, which ends a probe.
     pub key: u64,
-    /// In its lowest byte 1 while the thread is pending, 0 once it is struck. In the others the stack pointer from which on
+    /// In its lowest byte [`PENDING`] while the thread is pending, 0 once it is struck. In the others the stack pointer from which on
     /// the gate holds it, as it is where it is held; 0 if it does not (see `gate.rs`).
     pub pending: u64,
 }
@@ -28,6 +31,9 @@ pub struct Slot {
 pub const SLOT_SIZE: usize = size_of::<Slot>();
 /// Where in a slot the byte lies that a strike clears.
 pub const PENDING_OFFSET: usize = core::mem::offset_of!(Slot, pending);
+/// What that byte is while the thread is pending. It is also the bit by which the addresses of the two tables differ, so that a
+/// stub finds the side by one exclusive or (see [`crate::code::stub::SECOND_TABLE`]).
+pub const PENDING: u8 = 16;
 /// The key of a thread that has no thread pointer (fs base 0). All such threads share a slot.
 pub const NO_TLS_KEY: u64 = 1;
 /// Multiplier of the hash: 2^64 divided by the golden ratio, odd. Thread pointers differ by a common stride (stack
@@ -43,6 +49,8 @@ const SLOTS_PER_THREAD: usize = 4;
 const _: () = assert!(SLOT_SIZE == 16 && core::mem::offset_of!(Slot, key) == 0 && PENDING_OFFSET == 8);
 const _: () = assert!(MIN_CAPACITY.is_power_of_two() && MAX_CAPACITY.is_power_of_two());
 const _: () = assert!(HASH_MULTIPLIER % 2 == 1);
+// So that the second table begins at a multiple of it, too.
+const _: () = assert!(PENDING as usize == SLOT_SIZE);
 
 /// Why a table could not be made or read back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +68,14 @@ pub enum PendingError {
     /// The bytes do not have the form of a table.
     #[error("the pending table in the target is damaged: {0}")]
     Damaged(&'static str),
+}
+
+/// Where the two tables of a transition lie from `start` on, a multiple of 32, and how many bytes they take there. The bit [`PENDING`] of
+/// the address is clear for the first and set for the second.
+#[must_use]
+pub const fn tables_at(start: RemoteAddr, capacity: Capacity) -> ([RemoteAddr; 2], u64) {
+    let len = capacity.bytes() as u64;
+    ([start, start.offset(len as i64 + PENDING as i64)], 2 * len + PENDING as u64)
 }
 
 /// How many slots a transition's tables have: a power of two.
@@ -165,7 +181,7 @@ impl PendingTable {
                     });
                 }
             }
-            self.slots[i] = Slot { key, pending: 1 };
+            self.slots[i] = Slot { key, pending: u64::from(PENDING) };
         }
         Ok(self)
     }
@@ -189,7 +205,7 @@ impl PendingTable {
             return Err(PendingError::Damaged("it is overfull"));
         }
         for (i, slot) in table.slots.iter().enumerate() {
-            if !matches!(slot.pending as u8, 0 | 1) || (slot.key == 0 && slot.pending != 0) {
+            if !matches!(slot.pending as u8, 0 | PENDING) || (slot.key == 0 && slot.pending != 0) {
                 return Err(PendingError::Damaged("a slot is neither pending nor struck"));
             }
             if slot.key != 0 && table.find(slot.key) != i {
@@ -214,12 +230,12 @@ impl PendingTable {
     /// Whether threads with this fs base are pending: what a stub would find.
     #[must_use]
     pub fn is_pending(&self, fs_base: u64) -> bool {
-        self.slots[self.find(key_of(fs_base))].pending as u8 == 1
+        self.slots[self.find(key_of(fs_base))].pending as u8 == PENDING
     }
 
     /// The keys (see [`key_of`]) that are pending, in no particular order.
     pub fn pending(&self) -> impl Iterator<Item = u64> {
-        self.slots.iter().filter(|slot| slot.pending as u8 == 1).map(|slot| slot.key)
+        self.slots.iter().filter(|slot| slot.pending as u8 == PENDING).map(|slot| slot.key)
     }
 
     /// Offset in bytes, from the table's start, of the byte whose clearing strikes this fs base; `None` where it is not
@@ -285,7 +301,7 @@ mod tests {
         let home = capacity.home(0x7f12_3456_7740);
         let mut expected = [0; 64];
         expected[home * 16..][..8].copy_from_slice(&0x7f12_3456_7740u64.to_le_bytes());
-        expected[home * 16 + 8] = 1;
+        expected[home * 16 + 8] = PENDING;
         assert_eq!(table.as_bytes(), expected);
         assert_eq!(table.strike_offset(0x7f12_3456_7740), Some(home * 16 + 8));
         assert_eq!(table.strike_offset(0x7f12_3456_7741), None);

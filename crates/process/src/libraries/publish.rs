@@ -75,7 +75,7 @@ impl Session {
     fn running(&self) -> Result<Option<Running>> {
         let transition = self.document.state.transition().filter(|t| t.phase() != Phase::Completing);
         let (Some(transition), Some(arena)) = (transition, &self.document.arena) else { return Ok(None) };
-        let stub = stub::template(arena.word, arena.tables, arena.capacity()?);
+        let stub = stub::template(arena.word, arena.capacity()?);
         Ok(Some(Running { stub, disabling: transition.origin() == Direction::Unpatching }))
     }
 

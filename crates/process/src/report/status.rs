@@ -2,7 +2,6 @@
 
 use crate::callbacks::params::ParamReport;
 use crate::code::pending::PendingTable;
-use crate::code::stub::{WORD_BEGUN, WORD_TABLE};
 use crate::libraries::running::running;
 use crate::report::describe::age;
 use crate::report::view::{self, View};
@@ -187,13 +186,11 @@ impl View {
             return Ok((false, known.map(|key| key.0).collect()));
         }
         let Some(arena) = &document.arena else { return Ok((false, Vec::new())) };
-        let mut word = [0];
-        memory.read(arena.word, &mut word)?;
-        if word[0] & WORD_BEGUN == 0 {
+        let Some(valid) = arena.valid_table(memory.read_u64(arena.word)?)? else {
             return Ok((false, Vec::new()));
-        }
-        let table = arena.tables[usize::from(word[0] & WORD_TABLE != 0)];
-        let table = PendingTable::parse(&memory.read_vec(table, arena.capacity()?.bytes())?)?;
+        };
+        let table = memory.read_vec(arena.tables[valid], arena.capacity()?.bytes())?;
+        let table = PendingTable::parse(&table)?;
         Ok((true, table.pending().collect()))
     }
 }

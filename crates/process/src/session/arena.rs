@@ -7,13 +7,13 @@
 //! and tables, which nobody touches any more. Nothing here touches the target.
 //!
 //! ```text
-//! first mapping:  word (a page) | table 0 | table 1 | gates | a cell per function
+//! first mapping:  word | table 0 | table 1 | gates | a cell per function
 //! other mappings:                                             a cell per function
 //! cell:           stub | thunk
 //! ```
 
 use crate::code::entry::Entry;
-use crate::code::pending::Capacity;
+use crate::code::pending::{self, Capacity};
 use crate::code::stub::{self, Stub};
 use crate::code::thunk;
 use crate::remote::mapping::{MapRequest, Part, Prot};
@@ -30,6 +30,8 @@ pub const ARENA_NAME: &str = "ugraft:transition";
 /// gap within reach of all of them.
 const NEIGHBOURHOOD: i64 = 1 << 30;
 
+/// Where in the first mapping the tables begin.
+const TABLES_AT: u64 = 64;
 const THUNK_AT: usize = stub::MAX_LEN.next_multiple_of(thunk::ALIGN);
 const CELL_LEN: usize = (THUNK_AT + thunk::MAX_LEN).next_multiple_of(stub::ALIGN);
 
@@ -59,7 +61,6 @@ pub fn plan(
     shadow_stack: bool,
 ) -> Result<ArenaPlan> {
     let capacity = Capacity::for_threads(threads)?;
-    let table_len = (capacity.bytes() as u64).next_multiple_of(PAGE);
     let mut plan = ArenaPlan {
         arena: Arena {
             word: RemoteAddr(0),
@@ -78,7 +79,7 @@ pub fn plan(
     };
     for group in neighbourhoods(document, changes)? {
         let first = plan.requests.is_empty();
-        let read_len = PAGE + 2 * table_len;
+        let read_len = (TABLES_AT + pending::tables_at(RemoteAddr(0), capacity).1).next_multiple_of(PAGE);
         let gates_len = (changes.len() as u64 * GATE_LEN as u64).next_multiple_of(PAGE);
         let data_len = if first { read_len + gates_len } else { 0 };
         let code_len = ((group.len() * CELL_LEN) as u64).next_multiple_of(PAGE);
@@ -87,8 +88,7 @@ pub fn plan(
         let mut parts = vec![Part { offset: data_len, len: code_len, prot: Prot::ReadExec }];
         if first {
             plan.arena.word = all.start;
-            let table = all.start.offset(PAGE as i64);
-            plan.arena.tables = [table, table.offset(table_len as i64)];
+            plan.arena.tables = pending::tables_at(all.start.offset(TABLES_AT as i64), capacity).0;
             plan.arena.gates = Some(all.start.offset(read_len as i64));
             parts.insert(0, Part { offset: 0, len: read_len, prot: Prot::Read });
             parts.insert(1, Part { offset: read_len, len: gates_len, prot: Prot::ReadWrite });
@@ -161,7 +161,6 @@ fn emit_cell(
     };
     let stub = Stub {
         word: arena.word,
-        tables: arena.tables,
         gate: arena.gate(&change.func).unwrap_or(arena.word),
         capacity,
         source: callable(change.source)?,

@@ -29,7 +29,7 @@ use crate::canary::canary;
 use crate::code::entry::Installed;
 use crate::code::gate::{self, Gates};
 use crate::code::pending::PendingTable;
-use crate::code::stub::{UNDECIDED_DEPTH, WORD_BEGUN, WORD_SWAPPED, WORD_TABLE};
+use crate::code::stub::UNDECIDED_DEPTH;
 use crate::session::Session;
 use crate::session::arena;
 use crate::session::batch::{Batch, Ground};
@@ -257,13 +257,13 @@ impl Session {
                 self.target.memory().write(arena.tables[0], table.as_bytes())?;
             }
             if canary!("begin-before-entries") {
-                self.target.memory().write(arena.word, &[WORD_BEGUN])?;
+                self.make_valid(&arena, 0)?;
             }
             for change in changes {
                 self.lead(change, &arena)?;
             }
             self.publish()?;
-            self.target.memory().write(arena.word, &[WORD_BEGUN])?;
+            self.make_valid(&arena, 0)?;
         }
         self.step(Event::Started { pending: unclean })?;
         if self.is_over() {
@@ -436,7 +436,7 @@ impl Session {
         if holds.iter().all(|(_, outermost)| outermost.is_none()) {
             return Ok(());
         }
-        let (at, table) = self.table(arena, self.word()?)?;
+        let (at, table) = self.valid_table(arena)?;
         for (key, outermost) in holds {
             if let Some(outermost) = outermost
                 && let Some((offset, bytes)) = table.hold(key.0, outermost.wrapping_sub(UNDECIDED_DEPTH))
@@ -571,7 +571,7 @@ impl Session {
     /// Strikes a key: whoever has it is on the other side from now on.
     fn strike(&mut self, key: ThreadId) -> Result<()> {
         if let Some(arena) = &self.document.arena {
-            let (at, table) = self.table(arena, self.word()?)?;
+            let (at, table) = self.valid_table(arena)?;
             if let Some(offset) = table.strike_offset(key.0) {
                 self.target.memory().write(at.offset(offset as i64), &[0])?;
             }
@@ -663,11 +663,11 @@ impl Session {
         }
         if let Some(arena) = &self.document.arena {
             let memory = self.target.memory();
-            let swapped = if canary!("reverse-moves-threads") { 0 } else { WORD_SWAPPED };
-            let word = self.word()? ^ (WORD_TABLE | swapped);
-            let (at, table) = self.table(arena, word)?;
+            let valid = self.valid()?.unwrap_or_default();
+            let next = if canary!("reverse-moves-threads") { valid } else { 1 - valid };
+            let (at, table) = self.table(arena, next)?;
             memory.write(at, table.renewed(unclean.iter().map(|key| key.0))?.as_bytes())?;
-            memory.write(arena.word, &[word])?;
+            self.make_valid(arena, next)?;
         }
         self.step(Event::Reverse { patch: None, threads: unclean })?;
         if self.is_over() {
@@ -695,7 +695,7 @@ impl Session {
     /// Strikes all keys that are listed and settles all entries; to be done with all threads stopped.
     fn complete_unproved(&mut self) -> Result<()> {
         if let Some(arena) = &self.document.arena {
-            let (at, table) = self.table(arena, self.word()?)?;
+            let (at, table) = self.valid_table(arena)?;
             for offset in table.pending().filter_map(|key| table.strike_offset(key)) {
                 self.target.memory().write(at.offset(offset as i64), &[0])?;
             }
@@ -731,7 +731,7 @@ impl Session {
             return Ok(());
         };
         let phase = transition.phase();
-        let begun = self.document.arena.is_some() && self.word()? & WORD_BEGUN != 0;
+        let begun = self.valid()?.is_some();
         if phase == Phase::Initializing && !begun {
             // One that began has to be waited for, whatever comes after it.
             self.run_callbacks(deadline)?;
@@ -753,7 +753,7 @@ impl Session {
         // Once the last thread is known to have switched, the state knows of no changes any more.
         let changes = self.document.state.changes();
         let pending = self.listed()?;
-        let reversed = self.word()? & WORD_SWAPPED != 0;
+        let reversed = self.valid()? == Some(1);
         self.was_entered = true;
         self.step(Event::Resumed { pending, reversed })?;
         if self.is_over() { self.finish(&changes, deadline) } else { Ok(()) }
@@ -844,24 +844,31 @@ impl Session {
         self.document.state.transition().is_some_and(|transition| transition.is_reversed())
     }
 
-    fn word(&self) -> Result<u8> {
-        let mut byte = [0];
-        if let Some(arena) = &self.document.arena {
-            self.target.memory().read(arena.word, &mut byte)?;
-        }
-        Ok(byte[0])
+    /// Which pending table the transition word names; `None` where the transition has not begun.
+    fn valid(&self) -> Result<Option<usize>> {
+        let Some(arena) = &self.document.arena else { return Ok(None) };
+        arena.valid_table(self.target.memory().read_u64(arena.word)?)
+    }
+
+    /// Begins the transition, or turns it round, by the store of one word.
+    fn make_valid(&self, arena: &Arena, table: usize) -> Result<()> {
+        self.target.memory().write(arena.word, &arena.tables[table].0.to_le_bytes())
     }
 
     /// The keys that the pending table in the target lists.
     fn listed(&self) -> Result<BTreeSet<ThreadId>> {
         let Some(arena) = &self.document.arena else { return Ok(BTreeSet::new()) };
-        let (_, table) = self.table(arena, self.word()?)?;
+        let (_, table) = self.valid_table(arena)?;
         Ok(table.pending().map(ThreadId).collect())
     }
 
-    /// The table that `word` names, and where it lies.
-    fn table(&self, arena: &Arena, word: u8) -> Result<(RemoteAddr, PendingTable)> {
-        let at = arena.tables[usize::from(word & WORD_TABLE != 0)];
+    /// The table that is valid, or will be first, and where it lies.
+    fn valid_table(&self, arena: &Arena) -> Result<(RemoteAddr, PendingTable)> {
+        self.table(arena, self.valid()?.unwrap_or_default())
+    }
+
+    fn table(&self, arena: &Arena, table: usize) -> Result<(RemoteAddr, PendingTable)> {
+        let at = arena.tables[table];
         let bytes = self.target.memory().read_vec(at, arena.capacity()?.bytes())?;
         Ok((at, PendingTable::parse(&bytes)?))
     }

@@ -203,9 +203,9 @@ pub struct Site {
 /// What a transition keeps in the target while it runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Arena {
-    /// The transition word.
+    /// The transition word: 0 before the begin, then the address of the table that is valid.
     pub word: RemoteAddr,
-    /// The two pending tables.
+    /// The two pending tables: the second one is valid while the transition is turned round.
     pub tables: [RemoteAddr; 2],
     /// The counts of the gates, of 32 bits each, in the order of `stubs`; `None` in what earlier versions wrote, whose stubs
     /// have none.
@@ -237,6 +237,20 @@ impl Arena {
     pub fn capacity(&self) -> Result<Capacity> {
         Capacity::from_slots(self.slots as usize)
             .ok_or_else(|| Error::Damaged(format!("a pending table cannot have {} slots", self.slots)))
+    }
+
+    /// Which of the tables is valid by this transition word; `None` where the transition has not begun.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] where the word is the address of neither.
+    pub fn valid_table(&self, word: u64) -> Result<Option<usize>> {
+        match self.tables.iter().position(|table| table.0 == word) {
+            _ if word == 0 => Ok(None),
+            None => {
+                Err(Error::Damaged(format!("the transition word is {word:#x}, which is no pending table")))
+            }
+            valid => Ok(valid),
+        }
     }
 
     /// Where the count of the gate of `func` lies.
