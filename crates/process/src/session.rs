@@ -3,6 +3,7 @@
 //! It holds the right to change the target, its document, and what the work has cost so far. Every change of the state goes through
 //! `Session::step`, which is the semantics' own step, and becomes the truth by `Session::commit`.
 
+pub(crate) mod again;
 pub mod arena;
 pub mod batch;
 pub(crate) mod census;
@@ -21,8 +22,10 @@ use crate::heap;
 use crate::objects::Objects;
 use crate::remote;
 use crate::remote::mapping::{self, MapRequest, Part, Prot};
+use crate::remote::place::GUARD;
 use crate::report::Cost;
-use crate::session::batch::Batch;
+use crate::session::again::Looked;
+use crate::session::batch::{Batch, Ground};
 use crate::session::census::Census;
 use crate::stacks::Prover;
 use crate::state::document::{self, Document};
@@ -84,9 +87,17 @@ pub struct Session {
     pub(crate) permanent: BTreeSet<String>,
     /// The hook's count of changes when what it had done was taken over last.
     pub(crate) counted: Option<u64>,
+    /// The link maps that were listed then.
+    pub(crate) listed: Option<Vec<u64>>,
     /// Who had which key when the transition began.
     pub(crate) census: Option<Census>,
     messages: Vec<(log_ring::Level, String)>,
+    /// Whether anything of the request at hand has been committed.
+    pub(crate) committed: bool,
+    /// What the request at hand was planned by.
+    pub(crate) looked: Option<Looked>,
+    /// Room to keep between new mappings and their neighbours.
+    pub(crate) apart: u64,
     /// See [`Session::recent_maps`].
     pub(crate) maps: Option<(Instant, Maps)>,
     began: Instant,
@@ -141,9 +152,13 @@ impl Session {
             gone: BTreeSet::new(),
             permanent: BTreeSet::new(),
             counted: None,
+            listed: None,
             census: None,
             trouble: None,
             messages: Vec::new(),
+            committed: false,
+            looked: None,
+            apart: GUARD,
             maps: Some((Instant::now(), maps)),
             began: Instant::now(),
             lock,
@@ -171,6 +186,11 @@ impl Session {
         let maps = self.target.maps()?;
         self.maps = Some((Instant::now(), maps.clone()));
         Ok(maps)
+    }
+
+    /// A batch with nothing yet, of what is to be mapped where `maps` leave room.
+    pub(crate) fn batch(&self, maps: Maps) -> Batch {
+        Batch::new(Ground::new(&self.target, maps).apart(self.apart))
     }
 
     /// Tells the unwinder where the images of patches have their tables.
@@ -218,6 +238,7 @@ impl Session {
         let Some(area) = &self.area else { return Ok(()) };
         assert!(self.lock.is_some(), "who only reads changes nothing");
         let memory = self.target.memory();
+        self.committed = true;
         self.document.format = document::FORMAT;
         self.document.tool = document::TOOL.to_owned();
         area.commit(memory, &self.document.to_bytes())?;

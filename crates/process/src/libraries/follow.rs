@@ -3,7 +3,7 @@
 use super::{is_about_to_come, loaded};
 use crate::canary::canary;
 use crate::objects::Objects;
-use crate::session::batch::{Batch, Ground};
+use crate::session::again::{ATTEMPTS, Attempts, Looked};
 use crate::session::stop::Hindrance;
 use crate::session::{Session, objects_of, plan};
 use crate::target::maps::Maps;
@@ -17,8 +17,6 @@ use ugraft_runtime::expected::Loader;
 
 /// How many turns of the hook threads wait in it for: about a quarter of a second.
 const HELD: u64 = 1000;
-/// How often it is looked anew what there is before a transition is given up.
-const ATTEMPTS: usize = 8;
 
 impl Session {
     /// Has threads that have loaded or unloaded something wait in the hook, for a short while, so that what is there stays so.
@@ -63,6 +61,7 @@ impl Session {
     /// are patched as those that were there, but for what the hook has done. `Some` with a thread that could not be stopped before the deadline.
     pub(crate) fn catch_up(&mut self, deadline: Instant) -> Result<Option<Hindrance>> {
         let mut attempts = 0;
+        let mut failures = Attempts::until(deadline);
         while attempts < ATTEMPTS {
             self.hold_loader()?;
             let stopped = match self.stop_all(deadline)? {
@@ -74,7 +73,10 @@ impl Session {
             let result = objects_of(&target).and_then(|(maps, objects)| {
                 if !self.is_loader_led()? {
                     self.put_in(&stopped, maps.clone())?;
+                    self.hold_loader()?;
                 }
+                // Of what went before the hook was there it says nothing.
+                self.forget_libraries(&objects)?;
                 self.merge(&objects, &maps)?;
                 self.take_in(&objects)?;
                 Ok((maps, objects))
@@ -92,8 +94,18 @@ impl Session {
                 }
                 self.hold_loader()?;
             }
-            if !self.have_libraries_moved()? {
-                return self.plan_anew(&objects, &maps).map(|()| None);
+            if self.have_libraries_moved()? {
+                continue;
+            }
+            self.looked = Some(Looked::at(&maps, &objects));
+            let before = self.document.clone();
+            match self.plan_anew(&objects, &maps) {
+                Ok(()) => return Ok(None),
+                Err(e) => {
+                    // What was planned and is not there must not be believed to be.
+                    self.document = before;
+                    self.try_again(e, &mut failures)?;
+                }
             }
         }
         Err(Error::Libraries("libraries come and go too fast for a transition to begin".to_owned()))
@@ -132,7 +144,7 @@ impl Session {
         let funcs: Vec<FuncId> = changes.iter().map(|change| change.func.clone()).collect();
         let sites = plan::new_sites(&target, maps, objects, &self.document, funcs.into_iter())?;
         self.document.sites.extend(sites);
-        let mut batch = Batch::new(Ground::new(&target, maps.clone()));
+        let mut batch = self.batch(maps.clone());
         let mut images = std::mem::take(&mut self.document.images);
         let names = |id: PatchId| self.document.state.patch(id).map(|patch| patch.name().to_owned());
         let moving = self.patch_in_transition();

@@ -47,6 +47,8 @@ impl Session {
         let memory = self.target.memory();
         self.counted = Some(memory.read_u64(libraries.word(offset_of!(Loader, changes)))?);
         let at = RemoteAddr(memory.read_u64(libraries.word(offset_of!(Loader, table)))?);
+        let listed = self.listed_libraries(libraries.debug)?;
+        self.listed = listed.map(|listed| listed.into_keys().collect());
         if let Some(now) = self.table_at(&libraries, at)? {
             self.merge_table(&libraries, at, &now, objects, maps)?;
         }

@@ -47,7 +47,7 @@ impl Session {
         self.document.libraries.as_ref().map_or(Ok(None), |libraries| self.seen(libraries))
     }
 
-    /// Forgets libraries that the list does not have any more.
+    /// Forgets libraries that the list does not have any more, or has at another place.
     pub(crate) fn forget_libraries(&mut self, objects: &Objects<'_>) -> Result<()> {
         let patches = self.document.state.patches().iter();
         let names = patches.flat_map(Patch::objects).filter_map(PatchObject::name).map(str::to_owned);
@@ -55,8 +55,11 @@ impl Session {
         let libraries = self.document.libraries.iter().flat_map(|libraries| &libraries.present);
         let tracked: BTreeSet<_> =
             libraries.filter(|present| present.index.is_some()).map(|present| present.name.clone()).collect();
+        let known = self.places_known();
         for name in names.filter(|name| !tracked.contains(name)).collect::<BTreeSet<_>>() {
-            if self.document.state.is_loaded(Some(&name)) && loaded(objects, &name).is_none() {
+            let found = loaded(objects, &name).map(|object| (object.link_map(), object.bias()));
+            let is_there = found.is_some() && known.get(&name).is_none_or(|known| Some(*known) == found);
+            if self.document.state.is_loaded(Some(&name)) && !is_there {
                 self.forget_library(&name, &[])?;
                 if let Some(libraries) = &mut self.document.libraries {
                     libraries.present.retain(|present| present.name != name);
@@ -64,6 +67,12 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Where libraries were found that the document has something in.
+    fn places_known(&self) -> BTreeMap<String, (Option<RemoteAddr>, u64)> {
+        let present = self.document.libraries.iter().flat_map(|libraries| &libraries.present);
+        present.map(|present| (present.name.clone(), (Some(present.link_map), present.bias))).collect()
     }
 
     /// The number of a thread that keeps the loader's list from being whole, if there is one. Also finds which libraries have

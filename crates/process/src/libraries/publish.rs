@@ -22,8 +22,8 @@ impl Session {
         let table_word = libraries.word(offset_of!(Loader, table));
         let listed = self.listed_libraries(libraries.debug)?.unwrap_or_default();
         let mut seen: Vec<u64> = listed.into_keys().collect();
-        if let Some(known) = self.seen(&libraries)? {
-            // A thread may be just about to call the hook for a library that is listed already.
+        // A thread may be just about to call the hook for a library that is listed already.
+        if let Some(known) = self.seen(&libraries)?.or_else(|| self.listed.clone()) {
             seen.retain(|map| known.contains(map));
         }
         let running = self.running()?;

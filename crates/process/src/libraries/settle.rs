@@ -50,6 +50,8 @@ impl Session {
         let Some(libraries) = &self.document.libraries else { return Ok(()) };
         let changes = libraries.word(offset_of!(Loader, changes));
         self.hold_loader()?;
+        // By mappings of before, a library that came since would not be seen.
+        self.maps = None;
         let before = self.target.memory().read_u64(changes)?;
         if (libraries.fits.as_ref() != Some(&self.enabled())
             || self.has_changed(libraries).unwrap_or(true)

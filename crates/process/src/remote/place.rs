@@ -9,7 +9,7 @@ pub const REACH: u64 = (1 << 31) - PAGE;
 
 const PAGE: u64 = 4096;
 /// Room kept between a new mapping and its neighbours, if there is enough.
-const GUARD: u64 = 64 * 1024;
+pub const GUARD: u64 = 64 * 1024;
 /// Room left for the heap to grow where nothing else will do.
 const HEAP_RESERVE: u64 = 1 << 30;
 /// Room left for the first thread's stack to grow.
@@ -28,6 +28,8 @@ pub struct Constraints {
     pub below_2g: bool,
     /// Where the heap begins ([`Target::start_brk`](crate::Target::start_brk)).
     pub start_brk: RemoteAddr,
+    /// Room to keep between a new mapping and its neighbours, where there is enough.
+    pub apart: u64,
 }
 
 impl Constraints {
@@ -36,7 +38,7 @@ impl Constraints {
     pub fn of(target: &crate::Target) -> Self {
         let text = std::fs::read_to_string("/proc/sys/vm/mmap_min_addr").unwrap_or_default();
         let lowest = text.trim().parse().unwrap_or(LOWEST).max(LOWEST);
-        Self { lowest: RemoteAddr(lowest), below_2g: false, start_brk: target.start_brk() }
+        Self { lowest: RemoteAddr(lowest), below_2g: false, start_brk: target.start_brk(), apart: GUARD }
     }
 }
 
@@ -58,7 +60,7 @@ pub fn place(
     let low = near.end.0.saturating_sub(REACH).max(constraints.lowest.0).next_multiple_of(PAGE);
     let high = near.start.0.saturating_add(REACH).min(top) / PAGE * PAGE;
     let bounds = RemoteAddr(0)..RemoteAddr(USER_END);
-    [GUARD, PAGE].into_iter().find_map(|guard| {
+    [constraints.apart, GUARD, PAGE].into_iter().find_map(|guard| {
         let best = maps
             .gaps(bounds.clone())
             .filter_map(|gap| {
@@ -118,7 +120,8 @@ mod tests {
 
     fn at(maps: &str, len: u64, near: Range<u64>, brk: u64, below_2g: bool) -> Option<u64> {
         let maps = Maps::parse(maps).unwrap();
-        let constraints = Constraints { lowest: RemoteAddr(LOWEST), below_2g, start_brk: RemoteAddr(brk) };
+        let constraints =
+            Constraints { lowest: RemoteAddr(LOWEST), below_2g, start_brk: RemoteAddr(brk), apart: GUARD };
         let near = RemoteAddr(near.start)..RemoteAddr(near.end);
         let addr = place(&maps, len, near.clone(), &constraints)?;
         assert_eq!(addr.0 % PAGE, 0);

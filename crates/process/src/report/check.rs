@@ -4,6 +4,7 @@ use crate::callbacks::runtime;
 use crate::libraries::references;
 use crate::objects::parts::Part;
 use crate::report::view::{self, View};
+use crate::session::again::{ATTEMPTS, Looked, PAUSE};
 use crate::session::batch::{Batch, Ground};
 use crate::session::loaded_objects;
 use crate::session::plan;
@@ -57,7 +58,16 @@ pub struct FuncVerdict {
 /// # Errors
 /// Those of [`Target::open`]; what is wrong between patch and target is part of the report.
 pub fn check(patch: &PatchFile, pid: Pid) -> Result<CheckReport> {
-    view::look(pid, |view| try_on(patch, view))
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        let (report, looked) = view::look(pid, |view| try_on(patch, view))?;
+        // What is wrong with a library that comes or goes just now may be that it does.
+        if report.ok || attempts >= ATTEMPTS || !looked.is_outdated(&Target::open_to_read(pid)?)? {
+            return Ok(report);
+        }
+        std::thread::sleep(PAUSE * (1 << attempts));
+    }
 }
 
 /// Whether somebody traces the target who is none of ours.
@@ -72,7 +82,11 @@ fn check_not_traced(target: &Target) -> Result<()> {
     }
 }
 
-fn try_on(patch: &PatchFile, view: &View) -> Result<CheckReport> {
+fn try_on(patch: &PatchFile, view: &mut View) -> Result<(CheckReport, Looked)> {
+    if !view.document_only {
+        // Where libraries are that came since the last command.
+        view.session.look_at_libraries()?;
+    }
     let target = view.session.target();
     let pid = target.pid();
     check_not_traced(target)?;
@@ -143,5 +157,6 @@ fn try_on(patch: &PatchFile, view: &View) -> Result<CheckReport> {
         // What has ended meanwhile lacks everything.
         target.check_same()?;
     }
-    Ok(CheckReport { patch: desc.name, pid: pid.0, ok, problems, notes, funcs })
+    let report = CheckReport { patch: desc.name, pid: pid.0, ok, problems, notes, funcs };
+    Ok((report, Looked::at(&maps, &objects)))
 }

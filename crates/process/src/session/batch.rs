@@ -26,6 +26,12 @@ impl Ground {
         Self { pid: target.pid(), maps, constraints: Constraints::of(target) }
     }
 
+    /// The same, with so much room between what is promised and its neighbours, where there is enough.
+    #[must_use]
+    pub fn apart(self, apart: u64) -> Self {
+        Self { constraints: Constraints { apart, ..self.constraints }, ..self }
+    }
+
     /// Promises `len` bytes within a jump's reach of all of `reach`; anywhere where that is empty.
     ///
     /// # Errors

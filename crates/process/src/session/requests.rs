@@ -12,15 +12,15 @@ use crate::libraries::{is_about_to_come, references};
 use crate::objects::{Objects, Role};
 use crate::remote::sharing;
 use crate::report::Report;
-use crate::session::batch::{Batch, Ground};
+use crate::session::again::{Attempts, Looked};
+use crate::session::batch::Batch;
 use crate::session::plan;
 use crate::session::stop::Hindrance;
 use crate::session::switch::Standing;
-use crate::session::{Session, loaded_objects, objects_among, objects_of};
+use crate::session::{Session, loaded_objects, objects_among};
 use crate::stacks::contexts;
 use crate::state::document::Document;
 use crate::target::Unfit;
-use crate::target::maps::Maps;
 use crate::threads::priority::Prompt;
 use crate::{Error, Pid, Result, resolvers};
 use std::rc::Rc;
@@ -41,8 +41,6 @@ pub struct Options {
     pub scan_memory: bool,
 }
 
-/// How often a request is planned anew because libraries have come or gone meanwhile.
-const ATTEMPTS: usize = 8;
 /// Pause between two attempts to load a patch into a program that is being started.
 const LOADER_PAUSE: Duration = Duration::from_millis(2);
 /// Pause between two attempts to take the lock that another tool has.
@@ -72,10 +70,9 @@ impl Session {
         let name = &patch.metadata().name;
         let deadline = Instant::now() + options.timeout;
         loop {
-            let before = self.recent_maps()?;
             let done = self.attempt(|session| session.load_fresh(patch, enable, options), name, options);
             match done {
-                Err(e) if Instant::now() + LOADER_PAUSE < deadline && self.may_still_load(&e, &before) => {
+                Err(e) if Instant::now() + LOADER_PAUSE < deadline && self.may_still_load(&e) => {
                     tracing::debug!("the target is still being loaded: {e}");
                     self.maps = None;
                     std::thread::sleep(LOADER_PAUSE);
@@ -85,13 +82,13 @@ impl Session {
         }
     }
 
-    /// Whether a failure may be that of a target whose loader is at work, or was since its mappings were `before`: what was missing
-    /// may be there, or about to come.
-    fn may_still_load(&self, e: &Error, before: &Maps) -> bool {
+    /// Whether a failure may be that of a program whose loader has not come to its end yet: what was missing may be about to come.
+    fn may_still_load(&self, e: &Error) -> bool {
         match e {
             Error::Unfit { why: Unfit::Starting, .. } => true,
-            Error::Link(_) | Error::Symbol(_) | Error::Entry { .. } => objects_of(&self.target)
-                .is_ok_and(|(now, objects)| objects.is_changing() || !now.same_files(before)),
+            Error::Link(_) | Error::Symbol(_) | Error::Entry { .. } => {
+                self.looked.as_ref().is_some_and(|looked| !looked.whole)
+            }
             _ => false,
         }
     }
@@ -152,7 +149,7 @@ impl Session {
         self.forget_what_is_gone();
         self.was_entered = true;
         let maps = self.recent_maps()?;
-        Ok(Batch::new(Ground::new(&self.target, maps)))
+        Ok(self.batch(maps))
     }
 
     /// Does what a request asks for, as promptly as may be. What goes wrong with a target that has ended meanwhile went wrong for
@@ -192,7 +189,8 @@ impl Session {
                 let deadline = Instant::now() + options.timeout;
                 session.carry_on(name, deadline)?;
                 session.settle_libraries(deadline)?;
-                session.sweep(deadline)?;
+                let swept = session.sweep(deadline);
+                session.note_unswept(swept)?;
             }
             session.trouble.take().map_or_else(|| Ok(session.report(name, None)), Err)
         })
@@ -246,7 +244,8 @@ impl Session {
             }
         }
         self.settle_libraries(Instant::now() + options.timeout)?;
-        self.sweep(Instant::now() + options.timeout)?;
+        let swept = self.sweep(Instant::now() + options.timeout);
+        self.note_unswept(swept)?;
         self.trouble.take().map_or_else(|| Ok(self.report(name, None)), Err)
     }
 
@@ -276,7 +275,8 @@ impl Session {
         self.was_entered = true;
         self.settle_libraries(Instant::now() + options.timeout)?;
         // Who was forced may stay in old code for long: no waiting for that.
-        self.sweep(Instant::now())?;
+        let swept = self.sweep(Instant::now());
+        self.note_unswept(swept)?;
         if let Some(trouble) = self.trouble.take() {
             return Err(trouble);
         }
@@ -311,7 +311,12 @@ impl Session {
             self.sweep(Instant::now() + options.timeout)?;
         }
         self.was_entered = false;
-        self.take_up_libraries(Instant::now() + options.timeout)
+        let taken_up = self.take_up_libraries(Instant::now() + options.timeout);
+        if taken_up.is_err() {
+            // Whoever waits in the hook waits for nothing now.
+            self.release_loader()?;
+        }
+        taken_up
     }
 
     fn take_up_transition(&mut self, options: Options) -> Result<()> {
@@ -337,77 +342,102 @@ impl Session {
     /// Has `begin` put a request into the document and a batch, and carries it out.
     fn attempt(
         &mut self,
-        mut begin: impl FnMut(&mut Self) -> Result<Batch>,
+        begin: impl FnMut(&mut Self) -> Result<Batch>,
         name: &str,
         options: Options,
     ) -> Result<Report> {
-        let mut before = self.document.clone();
-        let replaced = before.state.patches().iter().filter(|p| p.life() == Life::Replaced);
-        self.replaced_before = replaced.map(|p| p.name().to_owned()).collect();
-        let mut attempts = 0;
-        let batch = loop {
-            let batch = begin(self);
-            attempts += 1;
-            match batch {
-                // Libraries that go while they are looked at.
-                Err(ref e) if attempts < ATTEMPTS && may_have_gone(e, before.libraries.is_some()) => {
-                    self.document = before;
-                    self.drop_messages();
-                    self.maps = None;
-                    self.take_up_libraries(Instant::now() + options.timeout)?;
-                    before = self.document.clone();
-                }
-                batch => break batch,
-            }
-        };
-        let batch = match batch {
-            Ok(batch) => batch,
+        let result = self.begin_until_it_counts(begin, name, options);
+        let released = self.release_loader();
+        match result {
             Err(Error::Refused(Refusal::AlreadySo(already))) => {
-                self.document = before;
-                self.release_loader()?;
-                return Ok(self.report(name, Some(already)));
+                return released.map(|()| self.report(name, Some(already)));
             }
-            Err(e) => {
-                self.document = before;
-                self.drop_messages();
-                self.release_loader()?;
-                if let Error::Refused(refusal) = &e
-                    && let Err(also) = self.log_refusal(refusal)
-                {
-                    tracing::warn!("the refusal could not be logged: {also}");
-                }
-                return Err(e);
-            }
-        };
-        let result = self.carry_out(batch, name, &before, options);
-        self.release_loader()?;
+            // There is nothing that could be settled or given back.
+            Err(e) if !self.committed => return Err(e),
+            _ => {}
+        }
         let settled = self.settle_libraries(Instant::now() + options.timeout);
         // Whatever came of it: what is not needed goes.
         let swept = self.sweep(Instant::now() + options.timeout);
         result?;
-        swept?;
+        released?;
         if let Err(e) = settled {
             // What was asked for is done; the next command does this first.
             self.notes.push(format!("libraries that come are not seen to before the next command: {e}"));
         }
+        self.note_unswept(swept)?;
         Ok(self.report(name, None))
+    }
+
+    /// Begins the request, anew where it failed for what the target was at that moment only, and carries it out. One that fails
+    /// leaves the document as it was.
+    fn begin_until_it_counts(
+        &mut self,
+        mut begin: impl FnMut(&mut Self) -> Result<Batch>,
+        name: &str,
+        options: Options,
+    ) -> Result<()> {
+        let mut before = self.document.clone();
+        let replaced = before.state.patches().iter().filter(|p| p.life() == Life::Replaced);
+        self.replaced_before = replaced.map(|p| p.name().to_owned()).collect();
+        let noted = self.notes.len();
+        let until = Instant::now() + options.timeout;
+        let mut attempts = Attempts::until(until);
+        loop {
+            self.committed = false;
+            let result = begin(self).and_then(|batch| self.carry_out(batch, name, &before, options));
+            let Err(e) = result else { return Ok(()) };
+            if self.committed {
+                return Err(e);
+            }
+            // Nothing of it was committed, so what was there before is still all there is.
+            self.document = before;
+            self.drop_messages();
+            self.try_again(e, &mut attempts).map_err(|e| self.refused(e))?;
+            self.notes.truncate(noted);
+            self.maps = None;
+            self.take_up_libraries(until)?;
+            before = self.document.clone();
+        }
+    }
+
+    /// Logs what the kernel says of a refusal.
+    fn refused(&self, e: Error) -> Error {
+        if let Error::Refused(refusal) = &e
+            && let Err(also) = self.log_refusal(refusal)
+        {
+            tracing::warn!("the refusal could not be logged: {also}");
+        }
+        e
+    }
+
+    /// What was asked for is done even if memory could not be given back.
+    fn note_unswept(&mut self, swept: Result<()>) -> Result<()> {
+        match swept {
+            Err(gone @ Error::TargetGone(_)) => Err(gone),
+            Err(e) => {
+                self.notes.push(format!("memory that is not needed is given back by the next command: {e}"));
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     fn carry_out(&mut self, mut batch: Batch, name: &str, before: &Document, options: Options) -> Result<()> {
         let deadline = Instant::now() + options.timeout;
         if matches!(self.document.state.due(), Due::Callback(_)) {
             // The image first, since its callbacks run in it.
-            self.install(batch).inspect_err(|_| self.document = before.clone())?;
+            self.install(batch)?;
             if self.document.state.transition().is_none() {
                 // A patch's init, with which its enabling begins, or its exit.
                 self.run_one_callback(deadline)?;
                 self.close_if_over();
                 self.commit()?;
             }
-            batch = Batch::new(Ground::new(&self.target, self.target.maps()?));
+            batch = self.batch(self.target.maps()?);
         }
         if self.document.state.transition().is_none() {
-            self.install(batch).inspect_err(|_| self.document = before.clone())?;
+            self.install(batch)?;
             return self.trouble.take().map_or(Ok(()), Err);
         }
         self.scan_memory = options.scan_memory;
@@ -449,6 +479,7 @@ impl Session {
         sharing::check_not_shared(&target)?;
         let maps = self.recent_maps()?;
         let objects = loaded_objects(&target, &maps)?;
+        self.looked = Some(Looked::at(&maps, &objects));
         self.check_undisturbed()?;
         let desc = plan::describe(patch, &objects);
         plan::check_names(&desc, &objects)?;
@@ -465,7 +496,7 @@ impl Session {
         self.step(Event::Load { desc: desc.clone(), enable, ignore_order: options.ignore_order })?;
         let known = self.document.state.patch_named(&desc.name);
         let id = known.map(|p| p.id()).ok_or_else(|| Refusal::NoSuchPatch(desc.name.clone()))?;
-        let mut batch = Batch::new(Ground::new(&target, maps.clone()));
+        let mut batch = self.batch(maps.clone());
         let loaded = desc.funcs().filter(|f| self.document.state.is_loaded(f.object.as_deref()));
         let sites = plan::new_sites(&target, &maps, &objects, &self.document, loaded)?;
         self.document.sites.extend(sites);
@@ -498,6 +529,7 @@ impl Session {
         sharing::check_not_shared(&target)?;
         let maps = self.recent_maps()?;
         let objects = objects_among(&target, &maps)?;
+        self.looked = Some(Looked::at(&maps, &objects));
         self.check_undisturbed()?;
         if let Event::Enable { .. } = event
             && let Some(patch) = self.document.state.patch_named(name)
@@ -512,7 +544,7 @@ impl Session {
         if matches!(self.document.state.due(), Due::Callback(_)) {
             self.check_safe_point(Instant::now() + options.timeout)?;
         }
-        let mut batch = Batch::new(Ground::new(&target, maps.clone()));
+        let mut batch = self.batch(maps.clone());
         // While a callback is due the state does not know yet what will change.
         let state = &self.document.state;
         let patch = state.patch_named(name);
@@ -613,14 +645,5 @@ impl Session {
             forced: Vec::new(),
             notes: self.notes.clone(),
         }
-    }
-}
-
-/// Whether a failure to plan may be that of a library which has gone meanwhile.
-fn may_have_gone(e: &Error, hooked: bool) -> bool {
-    match e {
-        Error::Memory { .. } => true,
-        Error::Symbol(_) | Error::Entry { .. } => hooked,
-        _ => false,
     }
 }

@@ -31,8 +31,9 @@ use crate::code::gate::{self, Gates};
 use crate::code::pending::PendingTable;
 use crate::code::stub::UNDECIDED_DEPTH;
 use crate::session::Session;
+use crate::session::again::Attempts;
 use crate::session::arena;
-use crate::session::batch::{Batch, Ground};
+use crate::session::batch::Batch;
 use crate::session::census::Census;
 use crate::session::look::{Looker, install_watch, look_at_memory, side_watch};
 use crate::session::stop::Hindrance;
@@ -40,7 +41,6 @@ use crate::state::document::{Arena, Image, Site};
 use crate::threads::{self, StoppedProcess};
 use crate::{Error, RemoteAddr, Result, Tid};
 use std::collections::BTreeSet;
-use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use ugraft_core::{Change, Due, Errno, Event, Implementation, Phase, ThreadId};
@@ -81,16 +81,20 @@ impl Session {
                 self.close_if_over();
                 return self.commit().map(|()| Standing::Complete);
             }
-            batch = Batch::new(Ground::new(&self.target, self.target.maps()?));
+            batch = self.batch(self.target.maps()?);
         }
-        match self.prepare(batch).and_then(|()| self.start(deadline)) {
+        let prepared = self.prepare(batch, deadline);
+        if prepared.is_err() && !self.committed {
+            // Nobody has been told that there is a transition: nothing is to be cancelled.
+            return prepared.map(|()| Standing::Complete);
+        }
+        match prepared.and_then(|()| self.start(deadline)) {
             Ok(None) => self.converge(deadline),
             Ok(Some(hindrances)) => {
                 self.cancel(deadline)?;
                 Ok(Standing::NotBegun(hindrances))
             }
             Err(e) => {
-                self.forget_unmapped()?;
                 // What failed is what is to be reported, and the next run cancels again if this fails too.
                 let failed = self.failed_object(&e);
                 if let Err(also) = self.cancel_with(failed, deadline) {
@@ -101,10 +105,17 @@ impl Session {
         }
     }
 
-    /// Maps and writes what the transition needs, and commits it: everything still means source.
-    fn prepare(&mut self, mut batch: Batch) -> Result<()> {
-        self.plan_arena(&mut batch)?;
-        self.install(batch)
+    /// Maps and writes what the transition needs, and commits it: everything still means source. If the transition is known
+    /// already, because its callbacks have run, nothing but the arena is needed, and another place for it will do as well.
+    fn prepare(&mut self, mut batch: Batch, deadline: Instant) -> Result<()> {
+        let mut attempts = Attempts::until(deadline);
+        loop {
+            match self.plan_arena(&mut batch).and_then(|()| self.install(batch)) {
+                Err(e) if self.committed => self.try_again(e, &mut attempts)?,
+                prepared => return prepared,
+            }
+            batch = self.batch(self.target.maps()?);
+        }
     }
 
     /// Adds to `batch` what the transition needs for the functions that change.
@@ -190,18 +201,6 @@ impl Session {
             std::thread::sleep(pause);
             pause = (pause * 2).min(BACKOFF_MAX);
         }
-    }
-
-    /// Forgets what was to be mapped with the request and was not.
-    fn forget_unmapped(&mut self) -> Result<()> {
-        let maps = self.target.maps()?;
-        let is_there = |range: &Range<RemoteAddr>| maps.find(range.start).is_some();
-        let document = &mut self.document;
-        document.libraries.take_if(|libraries| !is_there(&libraries.mapping));
-        document.runtime.take_if(|runtime| !is_there(&runtime.mapping));
-        document.call_area.take_if(|area| !is_there(&area.mapping));
-        document.unwinder.take_if(|unwinder| !is_there(&unwinder.mapping));
-        Ok(())
     }
 
     /// Refuses to begin where the entry of a changing function does not hold what the transition comes from: since it was

@@ -138,7 +138,11 @@ unsafe fn look(loader: *mut Loader, frame: u64, welcome: bool) -> Option<Refused
     // SAFETY: `struct r_debug` and the maps are the loader's, which does not change them while this thread is here.
     unsafe {
         let debug = (*loader).debug as *const Debug;
-        let table = Table::that_counts()?;
+        let Some(table) = Table::that_counts() else {
+            // The tool has come between the hook and its first table: it is to look again.
+            changed(loader);
+            return None;
+        };
         match doing(debug) {
             Doing::Nothing => {}
             Doing::Removing => {
