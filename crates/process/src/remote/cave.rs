@@ -3,7 +3,8 @@
 //! Before anything of ours is mapped, code has to go where executable memory already is, and where no instruction of the
 //! program is. A text segment is mapped in whole pages and its code seldom fills the last one; the linker fills that page
 //! with zeros. A run of zeros behind the segment's last byte (`p_filesz` of its program header), in a private file-backed
-//! mapping, is the cave; failing that, the same at the end of the kernel's vdso.
+//! mapping, is the cave; failing that, the same at the end of the kernel's vdso. A library that another thread unloads while
+//! one runs there would take the code with it, so what stays is looked at first (`by_stay`).
 //!
 //! The code is always the same bytes. A tool that is killed leaves them there, perhaps with a thread still in them: a
 //! cave that holds exactly this code is used as it is, and cleared only when all threads are stopped and none is in it
@@ -105,7 +106,7 @@ pub(crate) struct Cave {
 impl Cave {
     /// Finds one; `None` if no mapping has room.
     pub(crate) fn find(memory: &Memory, maps: &Maps) -> Result<Option<Self>> {
-        for mapping in maps {
+        for mapping in by_stay(maps) {
             let Some(slack) = slack(memory, maps, mapping) else { continue };
             let Some(addr) = aligned_start(&slack) else { continue };
             let Ok(found) = memory.read_vec(addr, code().len()) else { continue };
@@ -133,6 +134,21 @@ impl Cave {
     pub(crate) fn clear(&self, memory: &Memory) -> Result<()> {
         memory.write(self.addr, &vec![0; code().len()])
     }
+}
+
+/// The mappings in the order in which they are likely to stay: those of the program, which lies lowest; of others the highest first, as
+/// the kernel maps what comes later, a library that can go again, below what is there; what is no file last.
+fn by_stay(maps: &Maps) -> Vec<&Mapping> {
+    let file = |m: &Mapping| (m.dev, m.inode);
+    let program = maps.iter().find(|m| m.inode != 0).map(file);
+    let rank = |m: &Mapping| match Some(file(m)) {
+        _ if m.inode == 0 => 2,
+        of if of == program => 0,
+        _ => 1,
+    };
+    let mut all: Vec<_> = maps.iter().collect();
+    all.sort_by_key(|m| (rank(m), std::cmp::Reverse(m.start)));
+    all
 }
 
 /// Puts back what was in the caves that killed tools left filled, if no thread is in one, nor will come back to one from a
@@ -287,4 +303,21 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stays_comes_first() {
+        let text = "00400000-00401000 r-xp 00000000 08:01 7 /bin/program\n\
+                    00600000-00601000 rw-p 00000000 00:00 0 [heap]\n\
+                    7f0000000000-7f0000001000 r-xp 00000000 08:01 9 /lib/plugin.so\n\
+                    7f0000100000-7f0000101000 r-xp 00000000 08:01 8 /lib/libc.so\n\
+                    7fff00000000-7fff00001000 r-xp 00000000 00:00 0 [vdso]\n";
+        let maps = Maps::parse(text).unwrap();
+        let names: Vec<_> = by_stay(&maps).iter().map(|m| m.name.as_str()).collect();
+        assert_eq!(names, ["/bin/program", "/lib/libc.so", "/lib/plugin.so", "[vdso]", "[heap]"]);
+    }
 }
