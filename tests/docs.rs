@@ -169,3 +169,44 @@ fn the_map_has_every_file_of_its_layers() -> Result<()> {
     ensure!(seen >= 10, "only {seen} layers were found");
     Ok(())
 }
+
+/// All files of a folder and of those in it.
+fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = files(folder, ".rs")?;
+    for entry in std::fs::read_dir(folder)?.flatten().filter(|entry| entry.path().is_dir()) {
+        found.extend(sources(&entry.path())?);
+    }
+    Ok(found)
+}
+
+#[test]
+fn no_layer_imports_one_above_it() -> Result<()> {
+    let text = read(&root().join("ARCHITECTURE.md"))?;
+    let source = root().join("crates/process/src");
+    let layers = text.lines().filter_map(cells).filter_map(|row| quoted(row.first()?).next());
+    let layers: Vec<_> = layers.filter(|layer| !layer.contains('/') && source.join(layer).is_dir()).collect();
+    ensure!(layers.len() >= 9, "only {layers:?} were found");
+    for (i, layer) in layers.iter().enumerate() {
+        let mut own = sources(&source.join(layer))?;
+        own.push(source.join(format!("{layer}.rs")));
+        for path in own {
+            let text = read(&path)?;
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            let code = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+            let above = layers[i + 1..].iter();
+            let mut uses = code.flat_map(|line| above.clone().filter(move |above| names(line, above)));
+            if let Some(above) = uses.next() {
+                anyhow::bail!("{} names the layer {above}, which is above it", path.display());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a line of code names a layer.
+fn names(line: &str, layer: &str) -> bool {
+    line.match_indices(&format!("crate::{layer}")).any(|(at, name)| {
+        let next = line[at + name.len()..].chars().next();
+        next.is_none_or(|c| !c.is_alphanumeric() && c != '_')
+    })
+}

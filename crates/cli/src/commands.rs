@@ -12,7 +12,7 @@ use serde_json::json;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use ugraft_image::PatchFile;
-use ugraft_process::report::Report;
+use ugraft_process::answers::Report;
 use ugraft_process::report::check;
 use ugraft_process::report::status;
 use ugraft_process::session::requests::Options;

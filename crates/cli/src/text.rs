@@ -5,8 +5,8 @@ use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
 use std::time::{Duration, SystemTime};
 use ugraft_core::{Life, PatchStatus};
 use ugraft_image::PatchFile;
+use ugraft_process::answers::{Blocked, Report, Status, ToolReport, TransitionReport};
 use ugraft_process::report::check::CheckReport;
-use ugraft_process::report::{Blocked, Report, Status, ToolReport, TransitionReport};
 use ugraft_process::state::log_ring::{Level, Record};
 
 /// What a change has led to, in one line.

@@ -2,7 +2,6 @@
 
 pub mod entry;
 pub mod function;
-pub(crate) mod gate;
 pub(crate) mod padding;
 pub mod pending;
 pub mod stub;

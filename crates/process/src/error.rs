@@ -225,7 +225,7 @@ pub enum Error {
         /// Which callback.
         callback: &'static str,
         /// How.
-        failure: crate::callbacks::Failure,
+        failure: crate::session::callbacks::Failure,
     },
     /// A callback has not returned and cannot be given up yet (EBUSY). The transition waits for it.
     #[error(
@@ -280,23 +280,23 @@ pub enum Error {
         at: RemoteAddr,
     },
     /// A transition did not complete in time and was taken back: the target is as before (ETIMEDOUT).
-    #[error("patch '{patch}' could not make its transition in the time given and was reversed: {}", crate::report::blocked_text(.blocked))]
+    #[error("patch '{patch}' could not make its transition in the time given and was reversed: {}", crate::answers::blocked_text(.blocked))]
     TimedOut {
         /// The patch.
         patch: String,
         /// What stood in the way.
-        blocked: Vec<crate::report::Blocked>,
+        blocked: Vec<crate::answers::Blocked>,
     },
     /// A transition goes on: neither direction could be completed in the time given (EBUSY).
     #[error(
         "patch '{patch}' is still in transition: {}; `ugraft wait {patch}` carries it on, `ugraft reverse` turns it round",
-        crate::report::blocked_text(.blocked)
+        crate::answers::blocked_text(.blocked)
     )]
     InTransition {
         /// The patch.
         patch: String,
         /// What stands in the way.
-        blocked: Vec<crate::report::Blocked>,
+        blocked: Vec<crate::answers::Blocked>,
     },
 }
 

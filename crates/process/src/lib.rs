@@ -1,10 +1,9 @@
 //! A live target process: what it is made of, and how it is changed.
 #![deny(unsafe_code)]
 
-pub mod callbacks;
+pub mod answers;
 pub mod code;
 pub mod heap;
-pub mod libraries;
 pub mod limits;
 pub mod objects;
 pub mod remote;
@@ -16,6 +15,7 @@ pub mod target;
 pub mod threads;
 
 mod canary;
+mod clock;
 mod error;
 mod ids;
 

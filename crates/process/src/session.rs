@@ -6,7 +6,11 @@
 pub(crate) mod again;
 pub mod arena;
 pub mod batch;
+pub mod callbacks;
 pub(crate) mod census;
+pub(crate) mod describe;
+pub(crate) mod gate;
+pub mod libraries;
 pub(crate) mod look;
 pub mod plan;
 pub mod requests;
@@ -17,13 +21,13 @@ pub mod sweep;
 pub mod switch;
 pub mod unwinder;
 
+use crate::answers::Cost;
 use crate::code::entry;
 use crate::heap;
 use crate::objects::Objects;
 use crate::remote;
 use crate::remote::mapping::{self, MapRequest, Part, Prot};
 use crate::remote::place::GUARD;
-use crate::report::Cost;
 use crate::session::again::Looked;
 use crate::session::batch::{Batch, Ground};
 use crate::session::census::Census;
@@ -221,7 +225,7 @@ impl Session {
     }
 
     /// Takes the state over an event, in memory. The effects that matter here are messages: what is to be written in
-    /// the target, and which callback is due, follows from the state (see [`crate::session::switch`], [`crate::callbacks`]).
+    /// the target, and which callback is due, follows from the state (see [`crate::session::switch`], [`crate::session::callbacks`]).
     pub(crate) fn step(&mut self, event: Event) -> Result<()> {
         let (state, effects) = ugraft_core::step(&self.document.state, event)?;
         self.document.state = state;

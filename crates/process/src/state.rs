@@ -2,4 +2,5 @@
 
 pub mod document;
 pub mod log_ring;
+pub mod pieces;
 pub mod state_area;

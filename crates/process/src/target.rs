@@ -9,7 +9,6 @@ pub mod memory;
 pub(crate) mod pages;
 pub mod stat;
 
-use crate::code::stub;
 use crate::target::maps::Maps;
 use crate::target::memory::Memory;
 use crate::target::stat::{ThreadStat, gone};
@@ -49,6 +48,9 @@ pub enum Unfit {
     #[error("the kernel does not enable the rdfsbase instruction (x86 FSGSBASE, Linux 5.9 and later)")]
     NoFsGsBase,
 }
+
+/// The kernel lets programs read their fs base (AT_HWCAP2, arch/x86/include/uapi/asm/hwcap2.h), as stubs do.
+const HWCAP2_FSGSBASE: u64 = 1 << 1;
 
 /// What stays the same while a process runs one program.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,7 +141,7 @@ impl Target {
             .open(format!("{dir}/mem"))
             .map_err(|e| open_error(pid, e))?;
         check_machine(pid, &format!("{dir}/exe"))?;
-        if !stub::supported(hwcap2()) {
+        if hwcap2() & HWCAP2_FSGSBASE == 0 {
             return Err(unfit(Unfit::NoFsGsBase));
         }
         let target = Self {

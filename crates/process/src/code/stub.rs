@@ -22,7 +22,7 @@
 //! yet whether it is pending, and goes by the present word. The table's keys stay
 //! in their slots (see [`crate::code::pending`]), so a probe that began before a reverse still ends right.
 //!
-//! It needs `rdfsbase` ([`supported`]) and `lahf` in 64-bit mode, which every CPU with `rdfsbase` has. The thread pointer's copy at
+//! It needs `rdfsbase` (`Target::open` sees to that) and `lahf` in 64-bit mode, which every CPU with `rdfsbase` has. The thread pointer's copy at
 //! `fs:0` would be had in less time, but a thread need not have one.
 
 use crate::RemoteAddr;
@@ -57,15 +57,6 @@ pub const UNDECIDED_DEPTH: u64 = 128 + 4 * 8;
 #[must_use]
 pub const fn goes_by(word: u64, offset: i64, rcx: u64) -> bool {
     offset < WORD_READ || rcx == word
-}
-
-/// `HWCAP2_FSGSBASE` (arch/x86/include/uapi/asm/hwcap2.h): the kernel lets programs use `rdfsbase`.
-const HWCAP2_FSGSBASE: u64 = 1 << 1;
-
-/// Whether stubs can run in a process whose auxiliary vector has this AT_HWCAP2.
-#[must_use]
-pub const fn supported(hwcap2: u64) -> bool {
-    hwcap2 & HWCAP2_FSGSBASE != 0
 }
 
 /// What a stub is made for.

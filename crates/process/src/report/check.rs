@@ -1,11 +1,11 @@
 //! Trying a patch on a target up to the first write: a verdict per function, and whether the whole would load.
 
-use crate::callbacks::runtime;
-use crate::libraries::references;
 use crate::objects::parts::Part;
 use crate::report::view::{self, View};
 use crate::session::again::{ATTEMPTS, Looked, PAUSE};
 use crate::session::batch::{Batch, Ground};
+use crate::session::callbacks::runtime;
+use crate::session::libraries::references;
 use crate::session::loaded_objects;
 use crate::session::plan;
 use crate::session::site::Finder;

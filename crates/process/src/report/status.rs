@@ -1,13 +1,13 @@
 //! Looking without touching: status, list, log, parameters.
 
-use crate::callbacks::params::ParamReport;
+use crate::answers::{Blocked, CallbackReport, Status, ToolReport, TransitionReport};
+use crate::clock::age;
 use crate::code::pending::PendingTable;
-use crate::libraries::running::running;
-use crate::report::describe::age;
 use crate::report::view::{self, View};
-use crate::report::{Blocked, CallbackReport, Status, ToolReport, TransitionReport};
 use crate::session::Session;
+use crate::session::callbacks::params::ParamReport;
 use crate::session::census::Census;
+use crate::session::libraries::running::running;
 use crate::session::look::{Looker, side_watch};
 use crate::session::stop::Hindrance;
 use crate::session::sweep;

@@ -5,9 +5,9 @@
 //! request: no entry is redirected, no callback has run, and mappings that no document names are nobody's. So the document of
 //! before is still the truth, and to go back to it is all there is to undo.
 
-use crate::libraries::Libraries;
 use crate::objects::Objects;
 use crate::session::{Session, objects_of};
+use crate::state::pieces::Libraries;
 use crate::target::Target;
 use crate::target::maps::Maps;
 use crate::{Error, Result};

@@ -12,12 +12,12 @@
 //! cell:           stub | thunk
 //! ```
 
+use crate::clock;
 use crate::code::entry::Entry;
 use crate::code::pending::{self, Capacity};
 use crate::code::stub::{self, Stub};
 use crate::code::thunk;
 use crate::remote::mapping::{MapRequest, Part, Prot};
-use crate::report::describe;
 use crate::session::batch::{Ground, PAGE};
 use crate::state::document::{Arena, Document, GATE_LEN};
 use crate::{Error, RemoteAddr, Result};
@@ -70,7 +70,7 @@ pub fn plan(
             mappings: Vec::new(),
             code: Vec::new(),
             stubs: Vec::new(),
-            began_ns: describe::now().as_nanos() as u64,
+            began_ns: clock::now().as_nanos() as u64,
             scan_memory: false,
             resolvers: Vec::new(),
         },

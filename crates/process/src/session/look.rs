@@ -2,17 +2,16 @@
 
 use crate::canary::canary;
 use crate::code::entry::Entry;
-use crate::code::gate::Gates;
 use crate::code::trampoline;
-use crate::libraries::Libraries;
+use crate::session::gate::Gates;
 use crate::session::stop::Hindrance;
 use crate::session::sweep;
-use crate::session::unwinder::Unwinder;
 use crate::stacks::scan::{ScanFailure, Thread};
 use crate::stacks::suspended::{self, MemoryHit, pointer_guard};
 use crate::stacks::watch::{Part, Watch, WatchRange};
 use crate::stacks::{Blocker, Prover, Reason, Verdict};
 use crate::state::document::{Document, Site};
+use crate::state::pieces::{Libraries, Unwinder};
 use crate::target::Target;
 use crate::target::maps::{Mapping, Maps};
 use crate::threads::{StoppedProcess, StoppedThread};

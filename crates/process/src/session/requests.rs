@@ -4,22 +4,23 @@
 //! is carried on, and only a target that is in no transition is asked for something new. Each is all or nothing: what
 //! fails leaves the target as it was.
 
-use crate::callbacks::call_area::{CALL_AREA_LEN, CallArea};
-use crate::callbacks::params;
-use crate::callbacks::runtime;
+use crate::answers::Report;
 use crate::code::entry::Installed;
-use crate::libraries::{is_about_to_come, references};
 use crate::objects::{Objects, Role};
 use crate::remote::sharing;
-use crate::report::Report;
 use crate::session::again::{Attempts, Looked};
 use crate::session::batch::Batch;
+use crate::session::callbacks::call_area::CALL_AREA_LEN;
+use crate::session::callbacks::params;
+use crate::session::callbacks::runtime;
+use crate::session::libraries::{is_about_to_come, references};
 use crate::session::plan;
 use crate::session::stop::Hindrance;
 use crate::session::switch::Standing;
 use crate::session::{Session, loaded_objects, objects_among};
 use crate::stacks::contexts;
 use crate::state::document::Document;
+use crate::state::pieces::CallArea;
 use crate::target::Unfit;
 use crate::threads::priority::Prompt;
 use crate::{Error, Pid, Result, resolvers};

@@ -1,10 +1,10 @@
 //! The target's answers to a patch's undefined symbols.
 
-use crate::libraries::references;
 use crate::objects::demangle;
 use crate::objects::scope::{Scope, Value};
 use crate::objects::symbols::SymbolError;
 use crate::objects::{ObjectId, Objects};
+use crate::session::libraries::references;
 use crate::{Error, RemoteAddr, Result};
 use object::elf;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,9 +1,9 @@
 //! The session's stops of its target, each counted in what the work has cost.
 
-use crate::libraries::running::running;
+use crate::answers::HookReport;
 use crate::remote::mapping;
-use crate::report::HookReport;
 use crate::session::Session;
+use crate::session::libraries::running::running;
 use crate::session::look::{Looker, pad_watch};
 use crate::stacks::Blocker;
 use crate::stacks::suspended::MemoryHit;

@@ -5,13 +5,12 @@
 //! stays so. When nothing is left to know about the target, the state area itself goes with the last of them.
 
 use crate::canary::canary;
-use crate::libraries::Libraries;
 use crate::remote::cave;
 use crate::session::Session;
 use crate::session::arena::ARENA_NAME;
 use crate::session::look::{Looker, mapping_watch, watch_range};
-use crate::session::unwinder::Unwinder;
 use crate::stacks::watch::Part;
+use crate::state::pieces::{Libraries, Unwinder};
 use crate::state::state_area;
 use crate::target::maps::{Mapping, Maps};
 use crate::threads::StoppedProcess;

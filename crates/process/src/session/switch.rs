@@ -12,7 +12,7 @@
 //! ```
 //!
 //! The `pre_` callbacks run before the first, once the patch's image is in the target; the `post_` callbacks after the
-//! last, when every thread runs what it is to run (see [`crate::callbacks`]).
+//! last, when every thread runs what it is to run (see [`crate::session::callbacks`]).
 //!
 //! A tool that dies leaves a target that works at each of these points, and `Session::resume` finds from the document
 //! and the transition word which it is. Before the word is stored nothing has changed for any thread, so an interrupted
@@ -27,7 +27,6 @@
 
 use crate::canary::canary;
 use crate::code::entry::Installed;
-use crate::code::gate::{self, Gates};
 use crate::code::pending::PendingTable;
 use crate::code::stub::UNDECIDED_DEPTH;
 use crate::session::Session;
@@ -35,6 +34,7 @@ use crate::session::again::Attempts;
 use crate::session::arena;
 use crate::session::batch::Batch;
 use crate::session::census::Census;
+use crate::session::gate::{self, Gates};
 use crate::session::look::{Looker, install_watch, look_at_memory, side_watch};
 use crate::session::stop::Hindrance;
 use crate::state::document::{Arena, Image, Site};

@@ -20,24 +20,24 @@
 //! image, and it is not unmapped. Where an activation's address is known from elsewhere (a list of addresses taken
 //! earlier), only the table of images is read, by our code, which nobody is in when that changes.
 
+use crate::clock;
 use crate::code::entry::{Entry, Installed};
 use crate::code::thunk;
 use crate::objects::scope::Value;
 use crate::objects::{Objects, Role};
 use crate::remote::mapping::{Part as MappedPart, Prot};
-use crate::report::describe;
 use crate::session::Session;
 use crate::session::batch::{Batch, PAGE};
 use crate::session::look::{Looker, entry_bytes, watch_range};
 use crate::session::site::Finder;
 use crate::stacks::watch::{Part, Watch, WatchRange};
 use crate::state::document::Document;
+use crate::state::pieces::{Tables, Unwinder, UnwinderHook};
 use crate::target::Target;
 use crate::target::maps::Maps;
 use crate::target::memory::Memory;
 use crate::threads::StoppedProcess;
 use crate::{Error, RemoteAddr, Result};
-use serde::{Deserialize, Serialize};
 use std::mem::{offset_of, size_of};
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -64,17 +64,6 @@ const PT_GNU_EH_FRAME: u32 = 0x6474_e550;
 const READ_EXECUTE: u32 = 5;
 const READ: u32 = 4;
 
-/// Unwind tables as they lie in the target.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tables {
-    /// The code they are for.
-    pub code: Range<RemoteAddr>,
-    /// The tables (`.eh_frame`).
-    pub tables: Range<RemoteAddr>,
-    /// Their index (`.eh_frame_hdr`).
-    pub index: Range<RemoteAddr>,
-}
-
 impl Tables {
     /// The tables of a linked image, if it has any.
     #[must_use]
@@ -89,31 +78,7 @@ impl Tables {
     }
 }
 
-/// Our code that unwinders ask, as it lies in the target.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Unwinder {
-    /// The mapping that holds it.
-    pub mapping: Range<RemoteAddr>,
-    /// Its own unwind tables.
-    pub tables: Tables,
-    /// Its table of images.
-    pub table: RemoteAddr,
-    /// The functions that lead to it.
-    pub hooks: Vec<Hook>,
-}
-
-/// A function of the C library or the loader that leads to ours.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hook {
-    /// Which.
-    pub func: FuncId,
-    /// Its entry.
-    pub entry: Entry,
-    /// What it leads to.
-    pub landing: RemoteAddr,
-}
-
-impl Hook {
+impl UnwinderHook {
     fn installed(&self, memory: &Memory) -> Result<Installed> {
         self.entry.installed(|addr, buf| memory.read(addr, buf))
     }
@@ -206,7 +171,7 @@ pub fn plan(
         let landing = linked.symbols.iter().find(|symbol| symbol.name == ours);
         let landing = landing.ok_or_else(|| missing(ours))?.addr;
         originals.push((original_of(ours), at));
-        hooks.push(Hook { func, entry, landing });
+        hooks.push(UnwinderHook { func, entry, landing });
     }
     let table = linked.variables.iter().find(|symbol| symbol.name == UNWINDER_TABLE);
     let table = table.ok_or_else(|| missing(UNWINDER_TABLE))?.addr;
@@ -298,7 +263,7 @@ fn add(
 
 /// A number that was not used before, far from what loaders count.
 fn generation() -> Vec<u8> {
-    (describe::now().as_nanos() as u64 | 1 << 62).to_le_bytes().to_vec()
+    (clock::now().as_nanos() as u64 | 1 << 62).to_le_bytes().to_vec()
 }
 
 impl Unwinder {
@@ -368,7 +333,7 @@ impl Session {
         if let Some(runtime) = &self.document.runtime
             && let Some(tables) = &runtime.tables
         {
-            let name = crate::callbacks::runtime::RUNTIME_NAME.to_owned();
+            let name = crate::session::callbacks::runtime::RUNTIME_NAME.to_owned();
             fresh.push((name, runtime.mapping.clone(), tables.clone()));
         }
         for image in &self.document.images {

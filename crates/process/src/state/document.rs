@@ -5,12 +5,10 @@
 //! Every mapping of ours that it does not name is nobody's, and may be given back once no stack refers to it
 //! (see [`crate::session::sweep`]); so a tool that dies between making a mapping and naming it loses nothing.
 
-use crate::callbacks::call_area::CallArea;
-use crate::callbacks::runtime::Runtime;
 use crate::code::entry::Entry;
 use crate::code::pending::Capacity;
-use crate::libraries::Libraries;
-use crate::session::unwinder::{Tables, Unwinder};
+use crate::objects::{Objects, demangle};
+use crate::state::pieces::{CallArea, Libraries, Runtime, Tables, Unwinder};
 use crate::{Error, Pid, RemoteAddr, Result};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -62,7 +60,7 @@ pub struct Document {
     pub calls: u32,
 }
 
-/// A callback that a thread was set to run. What came of it is told by the [call area](crate::callbacks::call_area).
+/// A callback that a thread was set to run. What came of it is told by the [call area](crate::session::callbacks::call_area).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunningCall {
     /// Its number.
@@ -317,6 +315,26 @@ impl Document {
             .chain(self.runtime.iter().map(|runtime| &runtime.mapping))
             .chain(self.unwinder.iter().map(|unwinder| &unwinder.mapping))
             .chain(self.libraries.iter().map(|libraries| &libraries.mapping))
+    }
+
+    /// The name of what lies at an address, `object: function+offset`, or `patch: function+offset`; `objects` as far as they are known.
+    pub(crate) fn symbol(&self, addr: RemoteAddr, objects: Option<&Objects<'_>>) -> Option<String> {
+        for image in &self.images {
+            if let Some(symbol) = image.symbols.iter().find(|s| s.range.contains(&addr)) {
+                let patch = self.state.patch(image.patch).map_or("?", |p| p.name());
+                return Some(format!(
+                    "{patch}: {}+{:#x}",
+                    symbol.name,
+                    addr.distance_from(symbol.range.start)
+                ));
+            }
+        }
+        let objects = objects?;
+        let found = objects.symbolize(addr).ok()??;
+        let object = objects.get(found.object).name();
+        let function = found.function?;
+        let function = demangle::demangle(&function).unwrap_or(function);
+        Some(format!("{object}: {function}+{:#x}", found.offset))
     }
 
     /// The image of a patch.

@@ -1,7 +1,7 @@
 //! Running the callbacks of patches in the target.
 //!
-//! A callback runs on a thread of the target that is at a [safe point](crate::callbacks::safe_point), from the
-//! [call area](crate::callbacks::call_area), while all other threads run on. Before the thread is set going, the document says which
+//! A callback runs on a thread of the target that is at a [safe point](crate::session::callbacks::safe_point), from the
+//! [call area](crate::session::callbacks::call_area), while all other threads run on. Before the thread is set going, the document says which
 //! call it is and which thread has it; the thread itself notes that it has begun and what came of it. So whichever run of the tool
 //! comes next finds a call that has not begun (and makes it), that is running (and waits for it), or that is done (and
 //! goes on with its result).
@@ -20,12 +20,13 @@ pub mod safe_point;
 mod search;
 pub(crate) mod xstate;
 
-use crate::callbacks::call_area::{CallArea, Cancellation, Module, Prepared};
-use crate::callbacks::carry::Run;
-use crate::callbacks::follow::Waited;
 use crate::objects::Objects;
+use crate::session::callbacks::call_area::{Cancellation, Module, Prepared};
+use crate::session::callbacks::carry::Run;
+use crate::session::callbacks::follow::Waited;
 use crate::session::{Session, objects_of};
 use crate::state::document::{Document, RunningCall};
+use crate::state::pieces::CallArea;
 use crate::{Error, RemoteAddr, Result, Tid};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -233,8 +234,7 @@ impl Session {
     }
 
     fn name_of_code(&self, addr: RemoteAddr, objects: &Objects<'_>) -> String {
-        crate::report::describe::symbol(addr, &self.document, Some(objects))
-            .unwrap_or_else(|| addr.to_string())
+        self.document.symbol(addr, Some(objects)).unwrap_or_else(|| addr.to_string())
     }
 }
 

@@ -1,11 +1,12 @@
 //! A callback under the tool's eyes: the thread is set going, watched until the call has ended, and given back what it had.
 
 use super::{FOLLOW_PAUSE, Failure, GRACE, Outcome};
-use crate::callbacks::call_area::{CallArea, Progress};
-use crate::callbacks::xstate;
 use crate::limits::{POLL_MAX, POLL_MIN};
 use crate::objects::Objects;
 use crate::session::Session;
+use crate::session::callbacks::call_area::Progress;
+use crate::session::callbacks::xstate;
+use crate::state::pieces::CallArea;
 use crate::target::maps::Maps;
 use crate::threads::ptrace::{self, Event};
 use crate::threads::{Restart, StoppedThread, restart_code, settled_regs};

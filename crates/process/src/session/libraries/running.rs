@@ -1,7 +1,7 @@
 //! The callback that a thread runs in the hook, where it keeps the loader, and whoever is to stop the process, waiting.
 
-use crate::report::HookReport;
-use crate::report::describe::age;
+use crate::answers::HookReport;
+use crate::clock::age;
 use crate::state::document::Document;
 use crate::target::Target;
 use crate::{RemoteAddr, Result, Tid};

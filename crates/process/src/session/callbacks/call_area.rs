@@ -21,12 +21,11 @@
 
 use crate::remote::mapping::{MapRequest, Part, Prot};
 use crate::session::batch::PAGE;
+use crate::state::pieces::CallArea;
 use crate::target::memory::Memory;
 use crate::threads::{Restart, restart_code};
 use crate::{RemoteAddr, Result};
-use serde::{Deserialize, Serialize};
 use std::arch::global_asm;
-use std::ops::Range;
 
 /// Name of the memfd behind it.
 pub const CALL_AREA_NAME: &str = "ugraft:call";
@@ -177,21 +176,6 @@ fn code() -> &'static [u8] {
     let len = &raw const ugraft_call_code_end as usize - start as usize;
     // SAFETY: both symbols delimit one read-only piece of this program, written above.
     unsafe { std::slice::from_raw_parts(start, len) }
-}
-
-/// A call area in a target.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CallArea {
-    /// The mapping that holds it.
-    pub mapping: Range<RemoteAddr>,
-    /// The trampoline.
-    pub code: Range<RemoteAddr>,
-    /// Where in it a thread begins that is taken out of its call.
-    pub leave: RemoteAddr,
-    /// The control block.
-    pub control: RemoteAddr,
-    /// The callback's stack.
-    pub stack: Range<RemoteAddr>,
 }
 
 /// Functions of the C library with which a thread says whether and when it can be cancelled; 0 where there are none.

@@ -2,9 +2,10 @@
 
 use super::give_up::Elsewhere;
 use super::{FOLLOW_PAUSE, Failure, GRACE, Outcome, STOP_WITHIN};
-use crate::callbacks::call_area::{CallArea, Progress};
+use crate::session::callbacks::call_area::Progress;
 use crate::session::{Session, objects_of};
 use crate::state::document::RunningCall;
+use crate::state::pieces::CallArea;
 use crate::threads::{StoppedThread, stop_one};
 use crate::{Error, Result, Tid};
 use std::rc::Rc;

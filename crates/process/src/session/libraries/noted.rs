@@ -1,11 +1,11 @@
 //! Taking over what the hook has noted in its table.
 
 use super::table::{self, Library, LibraryPlace};
-use super::{Libraries, Present};
 use crate::code::entry::Entry;
 use crate::objects::Objects;
 use crate::session::Session;
 use crate::state::document::Site;
+use crate::state::pieces::{Libraries, Present};
 use crate::target::maps::Maps;
 use crate::{RemoteAddr, Result};
 use std::mem::offset_of;

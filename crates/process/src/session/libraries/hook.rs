@@ -1,6 +1,6 @@
 //! Putting the hook into the loader, and taking it off.
 
-use super::{Libraries, is_permanent};
+use super::is_permanent;
 use crate::code::entry::{Entry, Installed};
 use crate::objects::{Object, Objects, Role};
 use crate::remote::mapping::{MapRequest, Part, Prot};
@@ -9,6 +9,7 @@ use crate::session::Session;
 use crate::session::batch::Batch;
 use crate::session::look::{Looker, entry_watch};
 use crate::session::site::Finder;
+use crate::state::pieces::Libraries;
 use crate::target::maps::Maps;
 use crate::threads::StoppedProcess;
 use crate::{RemoteAddr, Result, Tid};

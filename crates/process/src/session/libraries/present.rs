@@ -1,10 +1,11 @@
 //! Which libraries are there at a stop, and whether anything may be written to them.
 
-use super::{Present, is_permanent, loaded};
+use super::{is_permanent, loaded};
 use crate::code::entry::Installed;
 use crate::objects::{Object, Objects};
 use crate::session::Session;
 use crate::state::document::Site;
+use crate::state::pieces::Present;
 use crate::{RemoteAddr, Result, Tid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::{offset_of, size_of};

@@ -1,8 +1,8 @@
 //! Names for what hinders a transition: threads, functions, backtraces.
 
+use crate::answers::{BlockKind, Blocked, Frame};
+use crate::clock::age;
 use crate::objects::Objects;
-use crate::objects::demangle;
-use crate::report::{BlockKind, Blocked, Frame};
 use crate::session::stop::Hindrance;
 use crate::session::{Session, objects_of};
 use crate::stacks::{Blocker, Reason};
@@ -10,7 +10,7 @@ use crate::state::document::Document;
 use crate::target::Target;
 use crate::{RemoteAddr, Tid};
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 impl Session {
     /// What is reported of these hindrances. Names that cannot be had are left out.
@@ -23,16 +23,6 @@ impl Session {
             .map(|h| describe_one(h, &target, &self.document, objects.as_ref(), since))
             .collect()
     }
-}
-
-/// How long ago a moment was that is given in nanoseconds since 1970-01-01 UTC.
-pub(crate) fn age(at_ns: u64) -> Duration {
-    now().saturating_sub(Duration::from_nanos(at_ns))
-}
-
-/// The time since 1970-01-01 UTC.
-pub(crate) fn now() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 fn describe_one(
@@ -101,24 +91,9 @@ fn backtrace(blocker: &Blocker, document: &Document, objects: Option<&Objects<'_
     let name = |(i, &addr): (usize, &RemoteAddr)| {
         // A return address names the instruction behind the call, which may belong to the next function.
         let inside = if i == 0 { addr } else { addr.offset(-1) };
-        Frame { addr, symbol: symbol(inside, document, objects) }
+        Frame { addr, symbol: document.symbol(inside, objects) }
     };
     blocker.backtrace.iter().enumerate().map(name).collect()
-}
-
-pub(crate) fn symbol(addr: RemoteAddr, document: &Document, objects: Option<&Objects<'_>>) -> Option<String> {
-    for image in &document.images {
-        if let Some(symbol) = image.symbols.iter().find(|s| s.range.contains(&addr)) {
-            let patch = document.state.patch(image.patch).map_or("?", |p| p.name());
-            return Some(format!("{patch}: {}+{:#x}", symbol.name, addr.distance_from(symbol.range.start)));
-        }
-    }
-    let objects = objects?;
-    let found = objects.symbolize(addr).ok()??;
-    let object = objects.get(found.object).name();
-    let function = found.function?;
-    let function = demangle::demangle(&function).unwrap_or(function);
-    Some(format!("{object}: {function}+{:#x}", found.offset))
 }
 
 fn comm(target: &Target, tid: Tid) -> String {

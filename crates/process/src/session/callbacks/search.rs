@@ -1,9 +1,9 @@
-//! Finding a thread that can run a callback: one at a [safe point](crate::callbacks::safe_point).
+//! Finding a thread that can run a callback: one at a [safe point](crate::session::callbacks::safe_point).
 
 use super::STOP_WITHIN;
-use crate::callbacks::safe_point::SafePoints;
 use crate::objects::Objects;
 use crate::remote::{self, seccomp};
+use crate::session::callbacks::safe_point::SafePoints;
 use crate::session::{Session, objects_of};
 use crate::target::maps::Maps;
 use crate::threads::{Restart, StoppedThread, restart_code, stop_one};

@@ -9,13 +9,11 @@ use crate::remote::mapping::{Part, Prot};
 use crate::remote::seccomp;
 use crate::session::Session;
 use crate::session::batch::{Batch, PAGE};
-use crate::session::unwinder::Tables;
 use crate::state::document::Document;
 use crate::state::log_ring::{Level, Record};
+use crate::state::pieces::{LoaderHook, Runtime, Tables};
 use crate::target::memory::Memory;
 use crate::{Error, RemoteAddr, Result, Tid, threads};
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::mem::{offset_of, size_of};
 use std::ops::Range;
 use std::time::Duration;
@@ -31,43 +29,6 @@ pub const RUNTIME_NAME: &str = "ugraft:runtime";
 
 /// The longest that a stop may take to look at seccomp filters.
 const STOP_WITHIN: Duration = Duration::from_secs(1);
-
-/// The runtime as it lies in a target.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Runtime {
-    /// Its version: [`VERSION`] of who linked it; 0 where that did not say.
-    #[serde(default)]
-    pub version: u32,
-    /// The mapping that holds it.
-    pub mapping: Range<RemoteAddr>,
-    /// Its functions, by name.
-    pub functions: BTreeMap<String, RemoteAddr>,
-    /// Its log.
-    pub log: RemoteAddr,
-    /// Its table of patches.
-    pub patches: RemoteAddr,
-    /// Its unwind tables.
-    #[serde(default)]
-    pub tables: Option<Tables>,
-    /// Its hook for the dynamic loader; `None` in what earlier versions linked.
-    #[serde(default)]
-    pub hook: Option<Hook>,
-}
-
-/// The runtime's hook for the dynamic loader.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hook {
-    /// The function.
-    pub function: RemoteAddr,
-    /// Its words.
-    pub words: RemoteAddr,
-    /// The callback that it runs.
-    pub running: RemoteAddr,
-    /// What it notes of libraries' finalizers.
-    pub finalizers: RemoteAddr,
-    /// Where these lead.
-    pub finalizer_code: RemoteAddr,
-}
 
 /// Whether a patch calls the runtime.
 #[must_use]
@@ -205,7 +166,7 @@ fn describe(linked: &LinkedImage, mapping: Range<RemoteAddr>) -> Result<Runtime>
         log: variable(ugraft_runtime::LOG)?,
         patches: variable(ugraft_runtime::PATCHES)?,
         tables: Tables::of(linked),
-        hook: Some(Hook {
+        hook: Some(LoaderHook {
             function: function(ugraft_runtime::LOADER_HOOK)?,
             words: variable(ugraft_runtime::LOADER)?,
             running: variable(ugraft_runtime::RUNNING)?,

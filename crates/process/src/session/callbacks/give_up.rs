@@ -1,11 +1,11 @@
 //! Whether a thread can be taken out of a callback that is out of time.
 
-use crate::callbacks::call_area::CallArea;
-use crate::callbacks::safe_point::{SafePoints, Unsafe, is_blocked};
 use crate::objects::Objects;
 use crate::session::Session;
+use crate::session::callbacks::safe_point::{SafePoints, Unsafe, is_blocked};
 use crate::stacks::scan::Thread;
 use crate::stacks::unwind;
+use crate::state::pieces::CallArea;
 use crate::target::maps::Maps;
 use crate::threads::StoppedThread;
 use crate::{RemoteAddr, Result};

@@ -1,10 +1,11 @@
 //! Writing the table that the hook is to work with.
 
 use super::noted::table_len;
+use super::references;
 use super::table::{self, Library, LibraryPlace, LibraryUse, Running};
-use super::{Libraries, Present, references};
 use crate::code::stub;
 use crate::session::Session;
+use crate::state::pieces::{Libraries, Present};
 use crate::{RemoteAddr, Result};
 use std::mem::offset_of;
 use ugraft_core::{Direction, Life, Patch, PatchId, PatchObject, Phase};

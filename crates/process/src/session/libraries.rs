@@ -34,59 +34,14 @@ mod settle;
 pub mod table;
 
 use crate::RemoteAddr;
-use crate::code::entry::Entry;
 use crate::objects::symbols::SymbolError;
 use crate::objects::{Object, Objects};
-use serde::{Deserialize, Serialize};
+use crate::state::pieces::Libraries;
 use std::collections::BTreeSet;
 use std::ops::Range;
-use ugraft_core::PatchId;
 
 pub use hook::TABLES_NAME;
 pub(crate) use present::is_about_to_come;
-
-/// The hook in the loader, and what it is known to have done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Libraries {
-    /// The mapping with two tables.
-    pub mapping: Range<RemoteAddr>,
-    /// The hook's words.
-    pub words: RemoteAddr,
-    /// The hook.
-    pub hook: RemoteAddr,
-    /// The loader's function that is to lead to it.
-    pub entry: Entry,
-    /// The loader's `struct r_debug`.
-    pub debug: RemoteAddr,
-    /// The libraries of the table that are loaded, and others that the document has sites in: as far as the rest of the
-    /// document knows of them.
-    pub present: Vec<Present>,
-    /// The table that `present` names places of.
-    #[serde(default)]
-    pub table: RemoteAddr,
-    /// Whether that table is one of a transition.
-    #[serde(default)]
-    pub moving: bool,
-    /// The patches in effect for which the table was written; `None` where it is to be written again.
-    pub fits: Option<Vec<PatchId>>,
-}
-
-/// A library that is loaded.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Present {
-    /// What patches call it.
-    pub name: String,
-    /// Its place in the table; `None` for one that the table does not name.
-    pub index: Option<usize>,
-    /// Its `struct link_map`.
-    pub link_map: RemoteAddr,
-    /// What is added to its file's addresses.
-    pub bias: u64,
-    /// Where memory begins that the hook mapped near it, and how much it is.
-    pub near: [u64; 2],
-    /// Tells this time that it is loaded from others.
-    pub came: u64,
-}
 
 impl Libraries {
     /// Memory that the hook has mapped near libraries.

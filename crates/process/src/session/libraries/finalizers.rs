@@ -8,10 +8,10 @@
 //! the library works as long as the library and the runtime are there. So the runtime goes only after a look under the same stop has
 //! shown that no thread has such an address.
 
-use crate::callbacks::runtime::Hook;
 use crate::session::Session;
 use crate::session::look::{Looker, watch_range};
 use crate::stacks::watch::{Part, Watch};
+use crate::state::pieces::LoaderHook;
 use crate::target::maps::Maps;
 use crate::threads::StoppedProcess;
 use crate::{RemoteAddr, Result};
@@ -26,7 +26,7 @@ const MAX_DYNAMIC: usize = 4096;
 /// Where `l_ld` lies in a `struct link_map`.
 const LINK_MAP_DYNAMIC: i64 = 16;
 
-impl Hook {
+impl LoaderHook {
     fn code(&self, index: usize) -> RemoteAddr {
         self.finalizer_code.offset((index as u64 * FINALIZER_CODE_LEN) as i64)
     }
@@ -93,12 +93,12 @@ impl Session {
         Ok(first.is_none())
     }
 
-    pub(super) fn hook(&self) -> Option<&Hook> {
+    pub(super) fn hook(&self) -> Option<&LoaderHook> {
         self.document.runtime.as_ref()?.hook.as_ref()
     }
 
     /// What the runtime notes of libraries' finalizers.
-    fn finalizers(&self, hook: &Hook) -> Result<Vec<Finalizer>> {
+    fn finalizers(&self, hook: &LoaderHook) -> Result<Vec<Finalizer>> {
         let len = size_of::<Finalizer>();
         let bytes = self.target.memory().read_vec(hook.finalizers, FINALIZERS_MAX * len)?;
         Ok(bytes.chunks_exact(len).map(of_bytes).collect())
