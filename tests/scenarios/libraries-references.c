@@ -14,6 +14,14 @@ void count(void) { counter++; }
 int answer(int x) { __asm__ volatile(""); return x + 1; }
 void count(void) {}
 
+//@ file libchosen.c
+__attribute__((noipa)) static int one(int x) { return x * 2; }
+static int (*choose(void))(int) { return one; }
+int hidden(int x) __attribute__((ifunc("choose")));
+int counter = 5;
+int answer(int x) { __asm__ volatile(""); return x + 1; }
+void count(void) {}
+
 //@ file libpad.c
 char room[1 << 20];
 
@@ -140,6 +148,10 @@ KLP_PATCH(patch);
 //> warning: livepatch: patch 'fix' failed for module 'libplug.so', refusing to load module 'libplug.so'
 //@ say state
 //@ expect state -1
+// Nor one of which the loader has yet to choose it (an IFUNC), when the patch is to be applied.
+//@ $ cp libchosen.so libplug.so
+//@ say load
+//@ expect ./libplug.so: patch 'fix' cannot refer to its symbol 'hidden': it is an IFUNC, and nothing shows yet which implementation will be chosen
 //@ $ mv kept.so libplug.so
 //@ say load
 //@ expect constructor 7005 25
