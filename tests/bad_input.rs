@@ -157,7 +157,9 @@ impl World {
                     format!("strace -f -qq -e signal=none -e trace={calls} -o trace ugraft {command} bad.o --pid $PID");
                 let finished = children::run(self.shell(&line, pid))?;
                 let trace = std::fs::read_to_string(self.directory.join("trace"))?;
-                if !trace.is_empty() {
+                // A thread that is at its end when the program ends may be told as `PID ???( <detached ...>`: a call by no name is none of
+                // these.
+                if trace.lines().any(|line| !line.contains("???(")) {
                     bail!("`{command}` touched a process and said {:?}:\n{trace}", said(&finished));
                 }
                 Ok(said(&finished))
