@@ -69,7 +69,11 @@ const CANARIES: &[Canary] = &[
         found_by: Test::Torture("plain", 2),
         says: &["code is not what it was", DIED[0], DIED[1]],
     },
-    Canary { name: "clobber-the-red-zone", found_by: Test::Scenario("red-zone"), says: &["red-zone.c"] },
+    Canary {
+        name: "clobber-the-red-zone",
+        found_by: Test::Scenario("red-zone-in-stubs"),
+        says: &["red-zone-in-stubs.c"],
+    },
     Canary {
         name: "ignore-the-changes",
         found_by: Test::Scenario("libraries-between-callbacks"),
