@@ -10,8 +10,8 @@ use crate::session::Session;
 use crate::state::document::Document;
 use crate::state::log_ring::{LogRing, Record};
 use crate::state::state_area::StateArea;
-use crate::target::lock;
 use crate::target::maps::Maps;
+use crate::target::{Unfit, lock};
 use crate::{Error, Pid, Result, Target};
 use std::time::{Duration, Instant};
 
@@ -48,6 +48,8 @@ pub(crate) fn look<T>(pid: Pid, mut read: impl FnMut(&mut View) -> Result<T>) ->
         match View::open(pid, last).and_then(|mut view| view.ask(&mut read)) {
             Ok(Some(answer)) => return Ok(answer),
             Ok(None) => tracing::debug!("process {pid} was changed while it was read"),
+            // A program that was started a moment ago.
+            Err(Error::Unfit { why: Unfit::Starting, .. }) if !last => {}
             Err(e) if last || !is_torn(&e) => return Err(e),
             Err(e) if attempts >= ATTEMPTS && lock::holder(pid)?.is_none() => return Err(e),
             Err(e) => tracing::debug!("process {pid} is read anew: {e}"),
