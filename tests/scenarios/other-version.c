@@ -103,6 +103,20 @@ KLP_PATCH(patch);
 //@ say unload
 //@ expect unloaded 0
 
+// Nothing has happened since the earlier one was there, and its table is the one that counts when the later one stops the process.
+//@ say load
+//@ expect loaded
+//@ $ ugraft load fix.o --pid $PID --quiet
+//@ say 7
+//@ expect both 107000
+//@ $ ugraft-next disable fix --pid $PID --quiet
+//@ say 7
+//@ expect both 8000
+//@ $ ugraft-next unload fix --pid $PID --quiet
+//@ clean
+//@ say unload
+//@ expect unloaded 0
+
 // What the later one has put in.
 //@ $ ugraft-next load fix.o --pid $PID --quiet
 //@ say load

@@ -3,7 +3,6 @@
 //! The kernel has a mutex for that. Here the word [`Use::between`] of the patch and the library says which callback was the last, so that the
 //! hook runs `pre_unpatch` only where it is due, and that the tool has one running, for which the hook waits.
 
-use super::noted::table_len;
 use super::table;
 use crate::canary::canary;
 use crate::session::Session;
@@ -11,7 +10,7 @@ use crate::{RemoteAddr, Result};
 use std::mem::offset_of;
 use std::time::Instant;
 use ugraft_core::{Call, CallbackKind};
-use ugraft_runtime::expected::{BETWEEN, CALLED, Loader, Use};
+use ugraft_runtime::expected::{BETWEEN, CALLED, Use};
 
 impl Session {
     /// Says to the hook that a callback is about to run. False where its library is just going, or has gone: the hook has run, or runs, what
@@ -70,12 +69,7 @@ impl Session {
         if !self.is_hooked(libraries)? {
             return Ok(None);
         }
-        let memory = self.target.memory();
-        let at = RemoteAddr(memory.read_u64(libraries.word(offset_of!(Loader, table)))?);
-        if !libraries.mapping.contains(&at) {
-            return Ok(None);
-        }
-        let bytes = memory.read_vec(at, table_len(libraries, at))?;
+        let Some((at, bytes)) = self.table_that_counts(libraries)? else { return Ok(None) };
         let patch = self.document.state.patch(call.patch).map_or("", |patch| patch.name());
         let one = table::find_use(&bytes, library, patch)?;
         Ok(one.map(|one| at.offset((one + offset_of!(Use, between)) as i64)))

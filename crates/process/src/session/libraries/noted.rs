@@ -14,9 +14,8 @@ use ugraft_runtime::expected::{AWAY, HERE, Loader, TABLE_MAX};
 
 impl Session {
     pub(super) fn has_changed(&self, libraries: &Libraries) -> Result<bool> {
-        let memory = self.target.memory();
-        let at = RemoteAddr(memory.read_u64(libraries.word(offset_of!(Loader, table)))?);
-        let Some(now) = self.table_at(libraries, at)? else { return Ok(true) };
+        let Some((_, table)) = self.table_that_counts(libraries)? else { return Ok(true) };
+        let now = table::read(&table)?;
         let listed = self.listed_libraries(libraries.debug)?.unwrap_or_default();
         let is_there = |present: &Present| {
             present.index.is_some() || listed.get(&present.link_map.0) == Some(&present.bias)
@@ -34,11 +33,15 @@ impl Session {
         Ok(!now.iter().all(known))
     }
 
-    pub(super) fn table_at(&self, libraries: &Libraries, at: RemoteAddr) -> Result<Option<Vec<Library>>> {
+    /// Where the table lies that counts, and its bytes, with whatever lies behind it; `None` where there is none.
+    pub(super) fn table_that_counts(&self, libraries: &Libraries) -> Result<Option<(RemoteAddr, Vec<u8>)>> {
+        let memory = self.target.memory();
+        let at = RemoteAddr(memory.read_u64(libraries.word(offset_of!(Loader, table)))?);
         if !libraries.mapping.contains(&at) {
             return Ok(None);
         }
-        table::read(&self.target.memory().read_vec(at, table_len(libraries, at))?).map(Some)
+        let len = (TABLE_MAX as u64).min(libraries.mapping.end.0 - at.0) as usize;
+        Ok(Some((at, memory.read_vec(at, len)?)))
     }
 
     /// Takes over what the hook has noted; under a stop, or for looking only.
@@ -46,11 +49,10 @@ impl Session {
         let Some(libraries) = self.document.libraries.clone() else { return Ok(()) };
         let memory = self.target.memory();
         self.counted = Some(memory.read_u64(libraries.word(offset_of!(Loader, changes)))?);
-        let at = RemoteAddr(memory.read_u64(libraries.word(offset_of!(Loader, table)))?);
         let listed = self.listed_libraries(libraries.debug)?;
         self.listed = listed.map(|listed| listed.into_keys().collect());
-        if let Some(now) = self.table_at(&libraries, at)? {
-            self.merge_table(&libraries, at, &now, objects, maps)?;
+        if let Some((at, table)) = self.table_that_counts(&libraries)? {
+            self.merge_table(&libraries, at, &table::read(&table)?, objects, maps)?;
         }
         self.know_libraries(objects)
     }
@@ -159,11 +161,6 @@ impl Session {
         let waits = owing.and_then(|one| self.document.state.patch_named(&one.patch)).map(Patch::id);
         self.step(Event::ObjectCame { object: library.name.clone(), applied, waits })
     }
-}
-
-/// How much can be read of a table at `at`.
-pub(super) fn table_len(libraries: &Libraries, at: RemoteAddr) -> usize {
-    (TABLE_MAX as u64).min(libraries.mapping.end.0 - at.0) as usize
 }
 
 fn is_same(present: &Present, library: &Library) -> bool {

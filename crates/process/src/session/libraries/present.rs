@@ -1,5 +1,6 @@
 //! Which libraries are there at a stop, and whether anything may be written to them.
 
+use super::table;
 use super::{is_permanent, loaded};
 use crate::code::entry::Installed;
 use crate::objects::{Object, Objects};
@@ -89,15 +90,20 @@ impl Session {
         let Some(listed) = self.listed_libraries(libraries.debug)? else {
             return Ok(Some(Tid(self.target.pid().0)));
         };
-        let at = memory.read_u64(libraries.word(offset_of!(Loader, table)))?;
+        let at = RemoteAddr(memory.read_u64(libraries.word(offset_of!(Loader, table)))?);
+        let head = match at.0 {
+            0 => Vec::new(),
+            _ => memory.read_vec(at, size_of::<expected::Head>())?,
+        };
         let mut gone = BTreeSet::new();
         for present in &libraries.present {
             let is_listed = listed.get(&present.link_map.0) == Some(&present.bias);
             let mut there = is_listed;
-            if let Some(index) = present.index.filter(|_| libraries.table.0 == at) {
-                let object = size_of::<expected::Head>() + index * size_of::<expected::Object>();
-                let word = |offset: usize| memory.read_u64(RemoteAddr(at).offset((object + offset) as i64));
-                there = at != 0
+            if let Some(index) = present.index.filter(|_| libraries.table == at) {
+                let object = table::place_of(&head, index);
+                let place = at.offset(object.unwrap_or_default() as i64);
+                let word = |offset: usize| memory.read_u64(place.offset(offset as i64));
+                there = object.is_some()
                     && word(offset_of!(expected::Object, state))? != AWAY
                     && word(offset_of!(expected::Object, link_map))? == present.link_map.0
                     && word(offset_of!(expected::Object, came))? == present.came;

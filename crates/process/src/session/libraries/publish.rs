@@ -1,6 +1,5 @@
 //! Writing the table that the hook is to work with.
 
-use super::noted::table_len;
 use super::references;
 use super::table::{self, Library, LibraryPlace, LibraryUse, Running};
 use crate::code::stub;
@@ -58,12 +57,7 @@ impl Session {
         if !self.is_hooked(libraries)? {
             return Ok(None);
         }
-        let memory = self.target.memory();
-        let at = RemoteAddr(memory.read_u64(libraries.word(offset_of!(Loader, table)))?);
-        if !libraries.mapping.contains(&at) {
-            return Ok(None);
-        }
-        table::read_seen(&memory.read_vec(at, table_len(libraries, at))?).map(Some)
+        self.table_that_counts(libraries)?.map(|(_, table)| table::read_seen(&table)).transpose()
     }
 
     /// The patches in effect.

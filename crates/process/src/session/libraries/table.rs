@@ -57,7 +57,8 @@ fn value_of<T: Plain>(bytes: &[u8]) -> T {
 fn head_of(bytes: &[u8]) -> Option<Head> {
     // Before what later versions append, all have this in common.
     let len = value_of::<Head>(bytes.get(..offset_of!(Head, later))?).len;
-    let head: Head = value_of(bytes.get(..usize::try_from(len).ok()?)?);
+    let len = usize::try_from(len).ok()?.min(bytes.len());
+    let head: Head = value_of(&bytes[..len]);
     (head.magic == TABLE_MAGIC).then_some(head)
 }
 
@@ -275,6 +276,12 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Library>> {
 pub fn read_seen(bytes: &[u8]) -> Result<Vec<u64>> {
     let seen = || entries(bytes, head_of(bytes)?.seen);
     seen().ok_or_else(|| Error::Damaged("the table of libraries makes no sense".to_owned()))
+}
+
+/// Where in a table, of which these are the first bytes, the entry of a library lies, by its place among them.
+pub fn place_of(head: &[u8], index: usize) -> Option<usize> {
+    let objects = head_of(head)?.objects;
+    (index < objects.count as usize).then(|| objects.at as usize + index * objects.each as usize)
 }
 
 /// Where in a table the use of a library by a patch lies, if it has one with all that is known here: that of an earlier version has less.
