@@ -21,8 +21,6 @@ use ugraft_tests::{compile, proc, program};
 const LIMIT: Duration = Duration::from_secs(4 * 3600);
 /// Where nothing is asked for.
 const EVERY: u64 = 97;
-/// More system calls than any command makes.
-const CALLS_MAX: u64 = 1_000_000;
 /// Exit codes of `ugraft`.
 const DONE: i32 = 0;
 const NOT_PATCHED: i32 = 3;
@@ -69,23 +67,13 @@ fn main() -> ExitCode {
 }
 
 fn run(case: &Case, fate: Fate) -> Result<()> {
-    let every = match std::env::var("UGRAFT_KILL_EVERY") {
-        Ok(value) => value.parse().ok().filter(|k| *k > 0).context("UGRAFT_KILL_EVERY is a number from 1")?,
-        Err(_) => EVERY,
-    };
     let temporary = tempfile::Builder::new().prefix("ugraft-test.").tempdir()?;
     let world = World::build(temporary.path())?;
-    let mut n = 1;
-    while n < CALLS_MAX {
-        let ended = world
-            .round(case, fate, n)
-            .with_context(|| format!("`{}`, {fate:?} before its system call {n}", case.command.join(" ")))?;
-        if ended {
-            return Ok(());
-        }
-        n += every;
-    }
-    bail!("`{}` makes too many system calls", case.command.join(" "))
+    let command = case.command.join(" ");
+    killer::each_call(EVERY, |n| {
+        let context = || format!("`{command}`, {fate:?} before its system call {n}");
+        world.round(case, fate, n).with_context(context)
+    })
 }
 
 struct World {
@@ -105,7 +93,7 @@ impl World {
         target.expect("ready", &mut Captures::new())?;
         for command in case.before {
             let done = self.run(command, &target)?;
-            ensure!(done.code == DONE, "`{}` failed: {}", command.join(" "), said(&done));
+            ensure!(done.code == DONE, "`{}` failed: {}", command.join(" "), done.told());
         }
         let mut command = self.ugraft(case.command, &target);
         let output = self.directory.join("output");
@@ -159,7 +147,7 @@ impl World {
         let version = if patched { "works, version 1" } else { "works, version 0" };
         target.expect(version, &mut Captures::new())?;
         let status = self.run(&["status"], target)?;
-        ensure!(status.code == if patched { DONE } else { NOT_PATCHED }, "status: {}", self::said(&status));
+        ensure!(status.code == if patched { DONE } else { NOT_PATCHED }, "status: {}", status.told());
         target.check_let_go()
     }
 
@@ -202,9 +190,4 @@ fn until(within: Duration, mut is_so: impl FnMut() -> bool) {
     while !is_so() && Instant::now() < end {
         std::thread::sleep(Duration::from_micros(200));
     }
-}
-
-fn said(finished: &Finished) -> String {
-    let lines: Vec<&str> = finished.stdout.iter().chain(&finished.stderr).map(String::as_str).collect();
-    format!("exit code {}: {}", finished.code, lines.join("\n"))
 }

@@ -25,8 +25,6 @@ const EVERY: u64 = 61;
 const EVERY_OF_CALLBACKS: u64 = 199;
 const EVERY_OF_INIT: u64 = 797;
 const EVERY_OF_PARAMETERS: u64 = 211;
-/// More system calls than any command makes: a command that goes on for ever is not followed for ever.
-const CALLS_MAX: u64 = 1_000_000;
 
 /// A command to be killed, and the states of the target before and after it.
 struct Case {
@@ -136,23 +134,13 @@ fn main() -> ExitCode {
 }
 
 fn run(case: &Case) -> Result<()> {
-    let every = match std::env::var("UGRAFT_KILL_EVERY") {
-        Ok(value) => value.parse().ok().filter(|k| *k > 0).context("UGRAFT_KILL_EVERY is a number from 1")?,
-        Err(_) => case.every,
-    };
     let temporary = tempfile::Builder::new().prefix("ugraft-test.").tempdir()?;
     let mut world = World::start(temporary.path())?;
-    let mut n = 1;
-    while n < CALLS_MAX {
-        let ended = world.round(case, n).with_context(|| {
-            format!("`{}` killed before its system call {n} ({:?})", case.command.join(" "), case.calls)
-        })?;
-        if ended {
-            return Ok(());
-        }
-        n += every;
-    }
-    bail!("`{}` makes too many system calls", case.command.join(" "))
+    let command = case.command.join(" ");
+    killer::each_call(case.every, |n| {
+        let context = || format!("`{command}` killed before its system call {n} ({:?})", case.calls);
+        world.round(case, n).with_context(context)
+    })
 }
 
 struct World {
@@ -187,17 +175,17 @@ impl World {
         let status = self.run(&["status"])?;
         match status.code {
             0 | 3 | 5 => {}
-            _ => bail!("status does not name the state: {}", said(&status)),
+            _ => bail!("status does not name the state: {}", status.told()),
         }
         let in_transition = status.code == 5;
         // Every other time back instead of on, where there is a choice.
         if in_transition && n.is_multiple_of(2) {
             let reversed = self.run(&["reverse"])?;
             if reversed.code != 0 {
-                bail!("cannot reverse: {}\nafter: {}", said(&reversed), said(&status));
+                bail!("cannot reverse: {}\nafter: {}", reversed.told(), status.told());
             }
         }
-        self.bring_to(case.after).with_context(|| format!("after: {}", said(&status)))?;
+        self.bring_to(case.after).with_context(|| format!("after: {}", status.told()))?;
         Ok(false)
     }
 
@@ -236,7 +224,7 @@ impl World {
         let mut story = String::new();
         for step in steps {
             let finished = self.run(step)?;
-            story.push_str(&format!("{}: {}\n", step.join(" "), said(&finished)));
+            story.push_str(&format!("{}: {}\n", step.join(" "), finished.told()));
         }
         let version = self.works().with_context(|| story.clone())?;
         let status = self.run(&["status", "--json"])?;
@@ -244,7 +232,7 @@ impl World {
         if !is_so {
             bail!(
                 "the target does not become {state:?}: version {version} answers\n{story}{}",
-                said(&status)
+                status.told()
             );
         }
         self.target.check_let_go()?;
@@ -277,9 +265,4 @@ impl World {
     fn run(&self, args: &[&str]) -> Result<Finished> {
         children::run(self.ugraft(args))
     }
-}
-
-fn said(finished: &Finished) -> String {
-    let lines: Vec<&str> = finished.stdout.iter().chain(&finished.stderr).map(String::as_str).collect();
-    format!("exit code {}: {}", finished.code, lines.join("\n"))
 }

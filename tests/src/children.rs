@@ -307,6 +307,14 @@ pub struct Finished {
     pub stderr: Vec<String>,
 }
 
+impl Finished {
+    /// All of it, for whoever has to find out what went wrong.
+    pub fn told(&self) -> String {
+        let lines: Vec<&str> = self.stdout.iter().chain(&self.stderr).map(String::as_str).collect();
+        format!("exit code {}: {}", self.code, lines.join("\n"))
+    }
+}
+
 /// Runs a command to its end, within the deadline.
 pub fn run(command: Command) -> Result<Finished> {
     let mut background = Background::start(command)?;

@@ -49,6 +49,26 @@ pub fn run(command: Command, counted: Calls, before: u64) -> Result<End> {
     Ok(if killed { End::Killed } else { end })
 }
 
+/// More system calls than any command makes: one that goes on for ever is not followed for ever.
+const CALLS_MAX: u64 = 1_000_000;
+
+/// Calls `round` with 1, and so many more each time, until it says that the command ended before so many calls. How many is what
+/// `UGRAFT_KILL_EVERY` says, or `every`.
+pub fn each_call(every: u64, mut round: impl FnMut(u64) -> Result<bool>) -> Result<()> {
+    let every = match std::env::var("UGRAFT_KILL_EVERY") {
+        Ok(value) => value.parse().ok().filter(|k| *k > 0).context("UGRAFT_KILL_EVERY is a number from 1")?,
+        Err(_) => every,
+    };
+    let mut n = 1;
+    while n < CALLS_MAX {
+        if round(n)? {
+            return Ok(());
+        }
+        n += every;
+    }
+    bail!("the command makes too many system calls")
+}
+
 /// Runs `command`, and calls `meanwhile` with its number before its system call number `before` of those that count, for which
 /// all its threads wait that come to one. Returns how it exited.
 pub fn run_until(

@@ -124,3 +124,17 @@ impl Resolve for Resolver<'_, '_> {
         self.resolve(import)
     }
 }
+
+/// Nobody's symbols, for code of ours that needs none.
+#[derive(Debug)]
+pub(crate) struct NoSymbols;
+
+impl Resolve for NoSymbols {
+    fn symbol(&mut self, _: &Import) -> Resolution {
+        Resolution::NotFound
+    }
+
+    fn klp_symbol(&mut self, _: &KlpSymbol, _: &Import) -> Resolution {
+        Resolution::NotFound
+    }
+}

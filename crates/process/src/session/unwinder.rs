@@ -29,6 +29,7 @@ use crate::remote::mapping::{Part as MappedPart, Prot};
 use crate::session::Session;
 use crate::session::batch::{Batch, PAGE};
 use crate::session::look::{Looker, entry_bytes, watch_range};
+use crate::session::resolve::NoSymbols;
 use crate::session::site::Finder;
 use crate::stacks::watch::{Part, Watch, WatchRange};
 use crate::state::document::Document;
@@ -42,7 +43,7 @@ use std::mem::{offset_of, size_of};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 use ugraft_core::FuncId;
-use ugraft_image::{Import, KlpSymbol, LinkedImage, PatchFile, Resolution, Resolve};
+use ugraft_image::{LinkedImage, PatchFile};
 use ugraft_runtime::unwinder::{NAME_LEN, SLOTS, Slot, Table};
 use ugraft_runtime::{UNWINDER_FUNCTIONS, UNWINDER_OBJECT, UNWINDER_TABLE};
 
@@ -81,19 +82,6 @@ impl Tables {
 impl UnwinderHook {
     fn installed(&self, memory: &Memory) -> Result<Installed> {
         self.entry.installed(|addr, buf| memory.read(addr, buf))
-    }
-}
-
-/// Nobody's symbols: the code needs none.
-struct Nothing;
-
-impl Resolve for Nothing {
-    fn symbol(&mut self, _: &Import) -> Resolution {
-        Resolution::NotFound
-    }
-
-    fn klp_symbol(&mut self, _: &KlpSymbol, _: &Import) -> Resolution {
-        Resolution::NotFound
     }
 }
 
@@ -159,7 +147,7 @@ pub fn plan(
         .flat_map(|(_, entry, _)| [vec![entry.jump()], thunk::references(entry)].concat())
         .collect();
     let mapping = batch.ground.take(len, &reach)?;
-    let linked = ugraft_image::link(&file, mapping.start, &mut Nothing)?;
+    let linked = ugraft_image::link(&file, mapping.start, &mut NoSymbols)?;
     let thunks = mapping.start.offset(layout.size as i64);
     let mut code = vec![0xcc; sites.len() * THUNK_LEN];
     let (mut hooks, mut originals) = (Vec::new(), Vec::new());

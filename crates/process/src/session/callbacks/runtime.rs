@@ -9,6 +9,7 @@ use crate::remote::mapping::{Part, Prot};
 use crate::remote::seccomp;
 use crate::session::Session;
 use crate::session::batch::{Batch, PAGE};
+use crate::session::resolve::NoSymbols;
 use crate::state::document::Document;
 use crate::state::log_ring::{Level, Record};
 use crate::state::pieces::{LoaderHook, Runtime, Tables};
@@ -18,7 +19,7 @@ use std::mem::{offset_of, size_of};
 use std::ops::Range;
 use std::time::Duration;
 use ugraft_core::{Life, PatchId};
-use ugraft_image::{Import, KlpSymbol, LinkedImage, PatchFile, Resolution, Resolve};
+use ugraft_image::{LinkedImage, PatchFile};
 use ugraft_runtime::expected::VERSION;
 use ugraft_runtime::layout::{
     FIRST_CHUNK, LOG_MAGIC, LOG_SLOTS, LogHead, LogSlot, PATCHES_MAX, Patches, TEXT_MAX,
@@ -38,19 +39,6 @@ pub fn is_needed(patch: &PatchFile) -> bool {
 
 fn is_function(name: &str) -> bool {
     ugraft_runtime::FUNCTIONS.contains(&name)
-}
-
-/// Nobody's symbols: the runtime needs none.
-struct Nothing;
-
-impl Resolve for Nothing {
-    fn symbol(&mut self, _: &Import) -> Resolution {
-        Resolution::NotFound
-    }
-
-    fn klp_symbol(&mut self, _: &KlpSymbol, _: &Import) -> Resolution {
-        Resolution::NotFound
-    }
 }
 
 /// What lets the runtime map memory by itself: a page behind its image, and the word for that page's address.
@@ -76,7 +64,7 @@ fn place(objects: &Objects<'_>, batch: &mut Batch) -> Result<(Runtime, Seed)> {
         objects.loader_debug().map(|debug| debug.brk).filter(|brk| brk.0 != 0).into_iter().collect();
     let near = batch.ground.take(len, &brk);
     let mapping = near.or_else(|_| batch.ground.take(len, &[]))?;
-    let linked = ugraft_image::link(&file, mapping.start, &mut Nothing)?;
+    let linked = ugraft_image::link(&file, mapping.start, &mut NoSymbols)?;
     batch.add_image(RUNTIME_NAME.to_owned(), layout, &linked);
     if let Some(request) = batch.requests.last_mut() {
         request.len = len;
